@@ -1,0 +1,71 @@
+"""Where a call from workflow code goes: the run that is being stepped.
+
+The sandbox sets the context variable in the root task of a run; tasks inherit it, so a call finds its run wherever it
+is made. Outside a workflow it is unset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from contextvars import ContextVar
+from random import Random
+from typing import Any, Protocol
+from uuid import UUID
+
+import msgspec
+
+from durablefuture_trio.history.options import ActivityOptionsRecord
+
+
+class WorkflowInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run knows about itself.
+
+    Attributes:
+        workflow_id, run_id: its ids.
+        workflow: the registered name.
+        started_at: workflow time of its start, in Unix seconds.
+        history_length: events recorded so far.
+        attempt: which attempt of the workflow this is, from 1.
+        continue_as_new_suggested: the history is close to its limit.
+    """
+
+    workflow_id: str
+    run_id: str
+    workflow: str
+    started_at: float
+    history_length: int = 0
+    attempt: int = 1
+    continue_as_new_suggested: bool = False
+
+
+class WorkflowRuntime(Protocol):
+    """What a run offers to the code running in it."""
+
+    @property
+    def info(self) -> WorkflowInfo: ...
+
+    def now(self) -> float:
+        """Workflow time in Unix seconds."""
+        ...
+
+    def random(self) -> Random:
+        """The run's deterministic source of randomness."""
+        ...
+
+    def uuid4(self) -> UUID:
+        """A deterministic UUID."""
+        ...
+
+    def replaying(self) -> bool:
+        """Whether recorded history is being repeated; for muting logs, never for decisions."""
+        ...
+
+    def call_activity(
+        self, name: str, arguments: tuple[Any, ...], options: ActivityOptionsRecord, result_type: Any
+    ) -> Awaitable[Any]:
+        """Schedule an activity and wait for its result (or raise `ActivityError`). `arguments` as bound, in the order
+        of the activity's parameters; encoded at once, so that later changes to them do not matter."""
+        ...
+
+
+current_run: ContextVar[WorkflowRuntime | None] = ContextVar("durablefuture_current_run", default=None)

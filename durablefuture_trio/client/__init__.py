@@ -1,0 +1,1 @@
+"""Starting workflows and waiting for them."""

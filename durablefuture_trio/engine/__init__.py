@@ -1,0 +1,1 @@
+"""What happens next: pure decisions about one run. No input or output, no wall clock, no event loop."""

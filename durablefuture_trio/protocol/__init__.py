@@ -1,0 +1,1 @@
+"""Policy over the broker port: subjects, commits, loading, leases, inboxes, schedules, projection."""

@@ -1,0 +1,1 @@
+"""The supervisor: settings, process tree, pools, shard owners."""
