@@ -46,7 +46,7 @@ def check_workflow_id(workflow_id: str) -> None:
     Raises:
         ValueError: empty, longer than `MAX_ID_BYTES`, or with control characters.
     """
-    if not workflow_id or not isinstance(workflow_id, str):  # type: ignore[redundant-expr]  # called with user input
+    if not workflow_id or not isinstance(workflow_id, str):
         raise ValueError("a workflow id must be a non-empty string")
     size = len(workflow_id.encode("utf-8", "surrogatepass"))
     if size > MAX_ID_BYTES:

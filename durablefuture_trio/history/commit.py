@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from durablefuture_trio.errors import HistoryError
-from durablefuture_trio.history.events import Event, RequestRecord
+from durablefuture_trio.history.events import Event, RequestRecord, WorkflowStarted
 
 SCHEMA_VERSION = 1
 """Raised when an older program could misread a commit. Readers refuse what is newer than they are."""
@@ -23,7 +23,8 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         consumed: highest inbox sequence consumed for this workflow id, applied or refused; carried across runs.
         wake_at: the sandbox's next deadline after its last activation, in Unix seconds.
         code_hash: the code that produced the commands.
-        events: in order of their ids.
+        events: in order of their ids. When one commit ends a run and starts the next of the same workflow id, the
+            closing events of the earlier run come first; `own_events` leaves them out.
         refused: requests refused since the last commit (no event stands for them).
     """
 
@@ -37,6 +38,20 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     wake_at: float | None = None
     code_hash: str = ""
     refused: tuple[RequestRecord, ...] = ()
+
+
+def own_events(commit: Commit) -> tuple[Event, ...]:
+    """The events of the run the commit is filed under, without the closing events of the run before."""
+    events = commit.events
+    for index in range(1, len(events)):
+        if isinstance(events[index], WorkflowStarted):
+            return events[index:]
+    return events
+
+
+def closing_events(commit: Commit) -> tuple[Event, ...]:
+    """The events with which the commit closes the run before its own; usually none."""
+    return commit.events[: len(commit.events) - len(own_events(commit))]
 
 
 class _Version(msgspec.Struct):

@@ -1,0 +1,204 @@
+"""What may happen next: inputs to a run become events. The only place that says so.
+
+Every function reads the state and returns events with the next ids and the given time; nothing is changed. The caller
+folds them in before it asks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from durablefuture_trio.codec.payload import Failure, Payload
+from durablefuture_trio.engine.commands import (
+    CancelActivity,
+    Command,
+    CompleteWorkflow,
+    FailWorkflow,
+    ScheduleActivity,
+)
+from durablefuture_trio.engine.retry import is_free, retry_at
+from durablefuture_trio.history.events import (
+    ActivityCancelled,
+    ActivityCancelRequested,
+    ActivityCompleted,
+    ActivityFailed,
+    ActivityScheduled,
+    ActivityStarted,
+    Event,
+    FailureReason,
+    Route,
+    TimeoutKind,
+    TimerFired,
+    WorkflowCompleted,
+    WorkflowFailed,
+    WorkflowTimedOut,
+)
+from durablefuture_trio.history.state import ActivityPhase, ActivityState, RunState
+
+
+def decide_command(state: RunState, command: Command, at: float, *, route: Route = "local") -> list[Event]:
+    """The events a command of workflow code becomes.
+
+    The last one may be a stimulus in its turn (a call cancelled while no attempt was running): the caller activates it.
+    """
+    event_id = state.last_event_id + 1
+    match command:
+        case ScheduleActivity():
+            return [
+                ActivityScheduled(
+                    id=event_id,
+                    at=at,
+                    activity_id=command.call,
+                    route=route,
+                    name=command.name,
+                    arguments=command.arguments,
+                    options=command.options,
+                )
+            ]
+        case CancelActivity():
+            requested = ActivityCancelRequested(id=event_id, at=at, activity_id=command.call)
+            activity = state.activities.get(command.call)
+            if activity is None or activity.options.abandon_on_cancel or activity.phase is not ActivityPhase.BACKOFF:
+                return [requested]
+            return [
+                requested,
+                ActivityCancelled(id=event_id + 1, at=at, activity_id=command.call, attempt=activity.attempt),
+            ]
+        case CompleteWorkflow():
+            return [WorkflowCompleted(id=event_id, at=at, result=command.result)]
+        case FailWorkflow():
+            return [WorkflowFailed(id=event_id, at=at, failure=command.failure)]
+
+
+def decide_completed(
+    state: RunState, activity_id: int, attempt: int, result: Payload, *, worker: str, started_at: float, at: float
+) -> list[Event]:
+    """A success of any attempt completes an open call; of a closed one it is dropped (no events)."""
+    activity = state.activities.get(activity_id)
+    if activity is None:
+        return []
+    started = _started(state, activity_id, attempt, worker, started_at, at)
+    completed = ActivityCompleted(
+        id=state.last_event_id + 2, at=at, activity_id=activity_id, attempt=attempt, result=result
+    )
+    return [started, completed]
+
+
+def decide_failed(
+    state: RunState,
+    activity_id: int,
+    attempt: int,
+    *,
+    reason: FailureReason,
+    failure: Failure,
+    timeout: TimeoutKind | None,
+    worker: str,
+    started_at: float | None,
+    at: float,
+) -> list[Event]:
+    """A failure counts only for the current attempt of an open call; any other is dropped (no events).
+
+    Args:
+        started_at: None when nobody can say that the attempt ever began.
+    """
+    activity = state.activities.get(activity_id)
+    if activity is None or activity.attempt != attempt or activity.phase is not ActivityPhase.SCHEDULED:
+        return []
+    events: list[Event] = []
+    next_id = state.last_event_id + 1
+    if started_at is not None:
+        events.append(_started(state, activity_id, attempt, worker, started_at, at))
+        next_id += 1
+    if activity.cancel_requested and reason in ("cancelled", "crashed", "lost", "timed_out"):
+        # Nobody waits for this attempt's success any more: how it ended is the answer to the cancel.
+        events.append(ActivityCancelled(id=next_id, at=at, activity_id=activity_id, attempt=attempt))
+        return events
+    due = retry_at(activity, run_id=state.run_id, reason=reason, failure=failure, at=at)
+    events.append(
+        ActivityFailed(
+            id=next_id,
+            at=at,
+            activity_id=activity_id,
+            attempt=attempt,
+            reason=reason,
+            failure=failure,
+            retry_at=due,
+            timeout=timeout,
+            free=is_free(activity, reason),
+        )
+    )
+    return events
+
+
+def _started(
+    state: RunState, activity_id: int, attempt: int, worker: str, started_at: float, at: float
+) -> ActivityStarted:
+    return ActivityStarted(
+        id=state.last_event_id + 1,
+        at=at,
+        activity_id=activity_id,
+        attempt=attempt,
+        worker=worker,
+        started_at=started_at,
+    )
+
+
+def lost_attempts(state: RunState, live: Collection[tuple[int, int]]) -> list[ActivityState]:
+    """The open attempts that were dispatched locally and are not among `live`, (activity id, attempt) pairs."""
+    return [
+        activity
+        for activity in state.activities.values()
+        if activity.phase is ActivityPhase.SCHEDULED
+        and activity.route == "local"
+        and (activity.activity_id, activity.attempt) not in live
+    ]
+
+
+def decide_retry(state: RunState, activity: ActivityState, at: float, *, route: Route = "local") -> ActivityScheduled:
+    """The next attempt of a call whose backoff is over."""
+    return ActivityScheduled(
+        id=state.last_event_id + 1,
+        at=at,
+        activity_id=activity.activity_id,
+        attempt=activity.attempt + 1,
+        route=route,
+    )
+
+
+def due_retries(state: RunState, now: float) -> list[ActivityState]:
+    """The calls whose next attempt is due, longest due first."""
+    due = [activity for activity in state.in_backoff.values() if activity.retry_at <= now]
+    due.sort(key=lambda activity: (activity.retry_at, activity.activity_id))
+    return due
+
+
+def decide_timer(state: RunState, now: float) -> TimerFired | None:
+    """The sandbox's deadline, if it has been reached. Its time is never before the deadline or the last event."""
+    if state.wake_at is None or state.wake_at > now:
+        return None
+    at = max(now, state.last_at, state.wake_at)
+    return TimerFired(id=state.last_event_id + 1, at=at, deadline=state.wake_at)
+
+
+def decide_timeout(state: RunState, now: float) -> WorkflowTimedOut | None:
+    """The end of the run at its execution deadline, if that has been reached."""
+    deadline = state.started.execution_deadline
+    if deadline is None or deadline > now:
+        return None
+    return WorkflowTimedOut(id=state.last_event_id + 1, at=max(now, state.last_at, deadline))
+
+
+def needed_wake(state: RunState, *, sandbox: bool = True) -> float | None:
+    """When the run has to be looked at again if nothing arrives: the minimum over every source.
+
+    Args:
+        sandbox: False leaves the sandbox's own deadline out (nobody can act on it while the run is blocked).
+    """
+    if state.terminal is not None:
+        return None
+    candidates = [activity.retry_at for activity in state.in_backoff.values()]
+    if sandbox and state.wake_at is not None:
+        candidates.append(state.wake_at)
+    if state.started.execution_deadline is not None:
+        candidates.append(state.started.execution_deadline)
+    return min(candidates, default=None)

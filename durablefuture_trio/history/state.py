@@ -1,0 +1,226 @@
+"""The fold: what a list of events means. The only place that says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from durablefuture_trio.codec.payload import Payload
+from durablefuture_trio.history.commit import Commit, own_events
+from durablefuture_trio.history.events import (
+    TERMINAL_EVENTS,
+    ActivityCancelled,
+    ActivityCancelRequested,
+    ActivityCompleted,
+    ActivityFailed,
+    ActivityScheduled,
+    Event,
+    EventClass,
+    RequestRecord,
+    Route,
+    Terminal,
+    TimerFired,
+    WorkflowStarted,
+    WorkflowTerminated,
+    class_of,
+)
+from durablefuture_trio.history.options import ActivityOptionsRecord
+
+MAX_RECENT_REQUESTS = 100
+"""How many decided requests of a workflow id are remembered; older ones are forgotten first."""
+
+
+class ActivityPhase(Enum):
+    """Where an open activity call stands."""
+
+    SCHEDULED = "scheduled"
+    """An attempt may run, or is running."""
+    BACKOFF = "backoff"
+    """The last attempt failed; the next one is due at ``retry_at``."""
+
+
+@dataclass(slots=True)
+class ActivityState:
+    """An open activity call. Closed ones leave the state.
+
+    Attributes:
+        scheduled_at: when attempt 1 was scheduled; ``schedule_to_close_timeout`` runs from it.
+        attempt_at: when the current attempt was scheduled.
+        counted: failed attempts that count against the retry policy.
+        free_in_a_row: failed attempts since the last counted one that did not count.
+        cancel_requested: workflow code no longer wants the result.
+    """
+
+    activity_id: int
+    name: str
+    arguments: Payload
+    options: ActivityOptionsRecord
+    scheduled_at: float
+    attempt_at: float
+    attempt: int = 1
+    route: Route = "local"
+    phase: ActivityPhase = ActivityPhase.SCHEDULED
+    retry_at: float = 0.0
+    counted: int = 0
+    free_in_a_row: int = 0
+    cancel_requested: bool = False
+
+
+@dataclass(slots=True)
+class RunState:
+    """All an owner needs to know about a run, and no more than the history says.
+
+    Attributes:
+        tip_n: number of the last commit folded in; 0: none.
+        first_n: number of the run's first commit.
+        last_event_id, last_at: of the last event.
+        stimuli: how many stimuli there are; numbers the activations.
+        consumed: the inbox mark (see `Commit.consumed`).
+        wake_at: the sandbox's next deadline.
+        finished: nothing recorded waits for its activation or its commands.
+        activities: the open calls; in_backoff: those of them that wait for their next attempt.
+        requests: recently decided requests, oldest first.
+        terminal: the event that closed the run.
+    """
+
+    started: WorkflowStarted
+    first_n: int
+    tip_n: int = 0
+    last_event_id: int = 0
+    last_at: float = 0.0
+    stimuli: int = 0
+    calls: int = 0
+    consumed: int = 0
+    wake_at: float | None = None
+    finished: bool = True
+    code_hash: str = ""
+    activities: dict[int, ActivityState] = field(default_factory=dict)
+    in_backoff: dict[int, ActivityState] = field(default_factory=dict)
+    requests: dict[str, RequestRecord] = field(default_factory=dict)
+    terminal: Terminal | None = None
+
+    @property
+    def workflow_id(self) -> str:
+        return self.started.workflow_id
+
+    @property
+    def run_id(self) -> str:
+        return self.started.run_id
+
+    def apply(self, event: Event) -> None:
+        """Fold one event in. Assumes it was decided on this very state: nothing is checked again."""
+        self.last_event_id = event.id
+        self.last_at = event.at
+        if class_of(event) is EventClass.STIMULUS:
+            self.stimuli += 1
+        match event:
+            case ActivityScheduled(attempt=1):
+                assert event.arguments is not None
+                assert event.options is not None
+                self.calls = max(self.calls, event.activity_id)
+                self.activities[event.activity_id] = ActivityState(
+                    activity_id=event.activity_id,
+                    name=event.name,
+                    arguments=event.arguments,
+                    options=event.options,
+                    scheduled_at=event.at,
+                    attempt_at=event.at,
+                    route=event.route,
+                )
+            case ActivityScheduled():
+                activity = self.activities[event.activity_id]
+                activity.attempt = event.attempt
+                activity.attempt_at = event.at
+                activity.route = event.route
+                activity.phase = ActivityPhase.SCHEDULED
+                self.in_backoff.pop(event.activity_id, None)
+            case ActivityCompleted() | ActivityCancelled():
+                self._close(event.activity_id)
+            case ActivityFailed():
+                if event.retry_at is None:
+                    self._close(event.activity_id)
+                    return
+                activity = self.activities[event.activity_id]
+                activity.phase = ActivityPhase.BACKOFF
+                activity.retry_at = event.retry_at
+                self.in_backoff[event.activity_id] = activity
+                if event.free:
+                    activity.free_in_a_row += 1
+                else:
+                    activity.counted += 1
+                    activity.free_in_a_row = 0
+            case ActivityCancelRequested():
+                if (call := self.activities.get(event.activity_id)) is not None:
+                    call.cancel_requested = True
+                    if call.options.abandon_on_cancel:
+                        self._close(event.activity_id)
+            case TimerFired():
+                self.wake_at = None
+            case WorkflowStarted():
+                self._remember(RequestRecord(event.request_id, "applied", event.run_id))
+            case WorkflowTerminated(request_id=request_id) if request_id:
+                self._remember(RequestRecord(request_id, "applied", self.run_id))
+            case _:
+                pass
+        if isinstance(event, TERMINAL_EVENTS):
+            self.terminal = event
+            self.activities.clear()
+            self.in_backoff.clear()
+            self.wake_at = None
+
+    def _close(self, activity_id: int) -> None:
+        self.activities.pop(activity_id, None)
+        self.in_backoff.pop(activity_id, None)
+
+    def _remember(self, record: RequestRecord) -> None:
+        if not record.request_id:
+            return
+        self.requests.pop(record.request_id, None)
+        self.requests[record.request_id] = record
+        while len(self.requests) > MAX_RECENT_REQUESTS:
+            del self.requests[next(iter(self.requests))]
+
+    def refuse(self, record: RequestRecord) -> None:
+        """Remember a refusal; it is written with the next commit."""
+        self._remember(record)
+
+    def apply_commit(self, n: int, commit: Commit) -> None:
+        """Fold a stored commit in."""
+        for event in own_events(commit):
+            self.apply(event)
+        self.seal(n, consumed=commit.consumed, wake_at=commit.wake_at, finished=commit.finished)
+        self.code_hash = commit.code_hash
+        for record in commit.refused:
+            self._remember(record)
+
+    def seal(self, n: int, *, consumed: int, wake_at: float | None, finished: bool) -> None:
+        """Take over what a commit says beside its events."""
+        self.tip_n = n
+        self.consumed = max(self.consumed, consumed)
+        self.wake_at = wake_at if self.terminal is None else None
+        self.finished = finished
+
+
+def start_state(started: WorkflowStarted, first_n: int) -> RunState:
+    """The state before the first event of a run; the event itself is still to be applied."""
+    state = RunState(started=started, first_n=first_n)
+    state.requests = {record.request_id: record for record in started.carried}
+    return state
+
+
+def fold(commits: list[tuple[int, Commit]]) -> RunState:
+    """The state of a run from all its numbered commits, in order.
+
+    Raises:
+        ValueError: the commits do not begin with the run's WorkflowStarted.
+    """
+    if not commits:
+        raise ValueError("a run has at least one commit")
+    n, first = commits[0]
+    events = own_events(first)
+    if not events or not isinstance(events[0], WorkflowStarted):
+        raise ValueError(f"commit {n} does not begin a run: its first event is {events[0] if events else None!r}")
+    state = start_state(events[0], n)
+    for number, commit in commits:
+        state.apply_commit(number, commit)
+    return state

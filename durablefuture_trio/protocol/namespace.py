@@ -1,0 +1,93 @@
+"""The namespace record: written first, by whoever comes first, and binding for everybody."""
+
+from __future__ import annotations
+
+import msgspec
+
+from durablefuture_trio.errors import NamespaceError
+from durablefuture_trio.ports.broker import Append, Broker, Conflict, NoAnswer, StreamDrift
+from durablefuture_trio.protocol.subjects import (
+    Subjects,
+    check_namespace,
+    lease_stream,
+    lease_stream_spec,
+    namespace_record,
+    stream_specs,
+)
+
+DEFAULT_SHARDS = 4
+PROTOCOL_VERSION = 1
+
+
+class NamespaceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What can never change about a namespace.
+
+    Attributes:
+        protocol: version of the protocol its streams are written in.
+        shards: into how many the workflow ids are divided.
+    """
+
+    protocol: int = PROTOCOL_VERSION
+    shards: int = DEFAULT_SHARDS
+
+
+_decoder = msgspec.json.Decoder(NamespaceRecord)
+
+
+async def read_namespace(broker: Broker, namespace: str) -> NamespaceRecord | None:
+    """The record of a namespace, or None if nobody has set it up yet.
+
+    Raises:
+        NamespaceError: it was written by a newer program, or is no such record.
+    """
+    check_namespace(namespace)
+    stored = await broker.last(lease_stream(namespace), namespace_record(namespace), confirmed=True)
+    if stored is None:
+        return None
+    try:
+        record = _decoder.decode(stored.body)
+    except msgspec.MsgspecError as error:
+        raise NamespaceError(
+            f"the record of namespace {namespace!r} ({stored.subject}) cannot be read: {error}"
+        ) from error
+    if record.protocol > PROTOCOL_VERSION:
+        raise NamespaceError(
+            f"namespace {namespace!r} speaks protocol {record.protocol}, this program up to {PROTOCOL_VERSION}: "
+            "run a newer durablefuture-trio"
+        )
+    return record
+
+
+async def establish_namespace(
+    broker: Broker, namespace: str, *, shards: int = DEFAULT_SHARDS, replicas: int = 1
+) -> Subjects:
+    """Make the namespace exist: record first (the first writer wins), then the streams made from it.
+
+    Raises:
+        NamespaceError: a stream's settings drifted (all differences are named), or the record is newer than we are.
+    """
+    check_namespace(namespace)
+    try:
+        await broker.provision([lease_stream_spec(namespace, replicas)])
+        record = await _win_or_read(broker, namespace, shards)
+        subjects = Subjects(namespace, record.shards)
+        await broker.provision(stream_specs(subjects, replicas))
+    except StreamDrift as drift:
+        lines = "".join(f"\n  {difference}" for difference in drift.differences)
+        raise NamespaceError(
+            f"stream {drift.stream} has other settings than namespace {namespace!r} needs; nothing was changed. "
+            f"Set it right with the nats tool, or use another namespace:{lines}"
+        ) from drift
+    return subjects
+
+
+async def _win_or_read(broker: Broker, namespace: str, shards: int) -> NamespaceRecord:
+    while True:
+        record = await read_namespace(broker, namespace)
+        if record is not None:
+            return record
+        body = msgspec.json.encode(NamespaceRecord(shards=shards))
+        try:
+            await broker.append(Append(subject=namespace_record(namespace), body=body, expect_last=0))
+        except (Conflict, NoAnswer):
+            continue
