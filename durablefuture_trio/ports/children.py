@@ -8,20 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
+from durablefuture_trio.engine.attempts import ActivityKey, AttemptOutcome, RunActivity
 from durablefuture_trio.history.events import Stimulus
-from durablefuture_trio.ports.frames import (
-    Activated,
-    ActivityKey,
-    AttemptCompleted,
-    AttemptFailed,
-    Blocked,
-    Loaded,
-    Missing,
-    RunActivity,
-)
+from durablefuture_trio.ports.frames import Activated, Blocked, Loaded, Missing
+
+__all__ = ["ActivityPool", "AttemptOutcome", "ReplayAnswer", "ReplayPool"]
 
 ReplayAnswer: TypeAlias = Activated | Loaded | Blocked | Missing
-AttemptOutcome: TypeAlias = AttemptCompleted | AttemptFailed
 
 
 class ReplayPool(Protocol):

@@ -10,9 +10,38 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from durablefuture_trio.codec.payload import Failure, Payload
+from durablefuture_trio.engine.attempts import ActivityKey, AttemptCompleted, AttemptFailed, RunActivity
 from durablefuture_trio.engine.commands import Command
-from durablefuture_trio.history.events import FailureReason, Stimulus, TimeoutKind
+from durablefuture_trio.history.events import Stimulus
+
+__all__ = [
+    "FRAME_VERSION",
+    "MAX_FRAME_BYTES",
+    "Activate",
+    "Activated",
+    "ActivityKey",
+    "AttemptCompleted",
+    "AttemptFailed",
+    "AttemptStarted",
+    "BlockKind",
+    "Blocked",
+    "Bye",
+    "CancelAttempt",
+    "Evict",
+    "Evicted",
+    "Hello",
+    "LoadRun",
+    "Loaded",
+    "LogLine",
+    "Missing",
+    "Ready",
+    "Refused",
+    "RunActivity",
+    "SandboxDown",
+    "SandboxUp",
+    "WorkerDown",
+    "WorkerUp",
+]
 
 FRAME_VERSION = 1
 MAX_FRAME_BYTES = 64 * 1024 * 1024
@@ -170,30 +199,6 @@ class LogLine(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults
 # --- activity processes -----------------------------------------------------------------------------------------------
 
 
-class ActivityKey(msgspec.Struct, frozen=True, array_like=True):
-    """One attempt of one call of one run."""
-
-    run_id: str
-    activity_id: int
-    attempt: int
-
-
-class RunActivity(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
-    """Down: run one attempt.
-
-    Attributes:
-        deadline: Unix seconds at which the attempt times out; ``timeout`` says by which limit.
-    """
-
-    key: ActivityKey
-    workflow_id: str
-    name: str
-    arguments: Payload
-    deadline: float | None = None
-    timeout: TimeoutKind | None = None
-    heartbeat_timeout: float | None = None
-
-
 class CancelAttempt(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
     """Down: the result of this attempt is no longer wanted."""
 
@@ -205,24 +210,6 @@ class AttemptStarted(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_d
 
     key: ActivityKey
     started_at: float
-
-
-class AttemptCompleted(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
-    """Up: the attempt returned."""
-
-    key: ActivityKey
-    started_at: float
-    result: Payload
-
-
-class AttemptFailed(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
-    """Up: the attempt ended without a result."""
-
-    key: ActivityKey
-    started_at: float
-    reason: FailureReason
-    failure: Failure
-    timeout: TimeoutKind | None = None
 
 
 SandboxDown: TypeAlias = Hello | LoadRun | Activate | Evict | Bye

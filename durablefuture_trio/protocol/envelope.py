@@ -1,70 +1,51 @@
 """What travels through an inbox, and what comes back.
 
-The body of an inbox message is one of the tagged records below. The request id and the reply address of a client travel
-in headers, so that even a request that cannot be decoded can be answered.
+The body of an inbox message is one of the tagged records of `engine.requests`. The request id and the reply address of a
+client travel in headers, so that even a request that cannot be decoded can be answered.
 """
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
-
 import msgspec
 
-from durablefuture_trio.codec.payload import Payload
-from durablefuture_trio.history.events import Event, RequestRecord
+from durablefuture_trio.engine.requests import (
+    Answer,
+    AttemptReport,
+    Envelope,
+    Inbound,
+    StartRequest,
+    TerminateRequest,
+    TimerFire,
+    answer_of,
+)
+from durablefuture_trio.history.events import Terminal
 from durablefuture_trio.ports.broker import Delivery, Headers
-from durablefuture_trio.ports.frames import AttemptCompleted, AttemptFailed
+
+__all__ = [
+    "REPLY_HEADER",
+    "REQUEST_HEADER",
+    "Answer",
+    "AttemptReport",
+    "ClosedHint",
+    "Envelope",
+    "Inbound",
+    "StartRequest",
+    "TerminateRequest",
+    "TimerFire",
+    "answer_of",
+    "decode_answer",
+    "decode_envelope",
+    "decode_hint",
+    "encode_answer",
+    "encode_envelope",
+    "encode_hint",
+    "inbound",
+    "kind_of",
+    "request_headers",
+]
 
 REQUEST_HEADER = "Df-Request"
 REPLY_HEADER = "Df-Reply"
-
-ConflictPolicy = Literal["fail", "use_existing", "terminate_existing"]
-ReusePolicy = Literal["allow", "failed_only", "reject"]
-
-
-class StartRequest(msgspec.Struct, frozen=True, tag="start", kw_only=True, omit_defaults=True):
-    """Start a run.
-
-    Attributes:
-        execution_deadline: absolute Unix seconds.
-        conflict: what to do when a run of this id is open.
-        reuse: what to do when a run of this id has closed.
-    """
-
-    workflow_id: str
-    workflow: str
-    arguments: Payload
-    execution_deadline: float | None = None
-    memo: Payload | None = None
-    conflict: ConflictPolicy = "fail"
-    reuse: ReusePolicy = "allow"
-
-
-class TerminateRequest(msgspec.Struct, frozen=True, tag="terminate", kw_only=True, omit_defaults=True):
-    """End the open run without running its code. ``run_id`` empty: whichever is open."""
-
-    workflow_id: str
-    run_id: str = ""
-    reason: str = ""
-
-
-class AttemptReport(msgspec.Struct, frozen=True, tag="outcome", kw_only=True, omit_defaults=True):
-    """The outcome of an attempt that ran elsewhere, e.g. on a supervisor that has lost the shard meanwhile."""
-
-    workflow_id: str
-    worker: str
-    outcome: AttemptCompleted | AttemptFailed
-
-
-class TimerFire(msgspec.Struct, frozen=True, tag="timer", kw_only=True, omit_defaults=True):
-    """A schedule came due. Identified by the commit that armed it: the server may fire it twice."""
-
-    workflow_id: str
-    run_id: str
-    n: int
-
-
-Envelope: TypeAlias = StartRequest | TerminateRequest | AttemptReport | TimerFire
 
 _KINDS: dict[type, str] = {
     StartRequest: "start",
@@ -100,40 +81,20 @@ def request_headers(request_id: str, reply: str) -> Headers:
     return {REQUEST_HEADER: request_id, REPLY_HEADER: reply}
 
 
-class Inbound(msgspec.Struct, frozen=True, kw_only=True):
-    """A decoded delivery."""
+def inbound(delivery: Delivery) -> Inbound:
+    """Decode a delivery.
 
-    delivery: Delivery
-    envelope: Envelope
-
-    @property
-    def seq(self) -> int:
-        return self.delivery.seq
-
-    @property
-    def request_id(self) -> str:
-        return self.delivery.headers.get(REQUEST_HEADER, "")
-
-    @property
-    def reply(self) -> str:
-        return self.delivery.headers.get(REPLY_HEADER, "")
-
-
-class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The owner's answer to a request, after the commit that decided it.
-
-    Attributes:
-        request_id: the request.
-        answer: ``"applied"``, or the name of the refusal: ``"existing"`` (an open run was used), ``"already_started"``,
-            ``"not_found"``, ``"closed"``, ``"undecodable"``.
-        run_id: the run it was applied to, or that stands in the way.
-        message: the words of a refusal.
+    Raises:
+        msgspec.MsgspecError: its body is none of the known records.
     """
-
-    request_id: str
-    answer: str
-    run_id: str = ""
-    message: str = ""
+    return Inbound(
+        seq=delivery.seq,
+        time=delivery.time,
+        envelope=_decoder.decode(delivery.body),
+        handle=delivery,
+        request_id=delivery.headers.get(REQUEST_HEADER, ""),
+        reply=delivery.headers.get(REPLY_HEADER, ""),
+    )
 
 
 class ClosedHint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -141,12 +102,7 @@ class ClosedHint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     run_id: str
     n: int
-    event: Event | None = None
-
-
-def answer_of(record: RequestRecord) -> Answer:
-    """The answer that a remembered decision stands for."""
-    return Answer(request_id=record.request_id, answer=record.answer, run_id=record.run_id, message=record.message)
+    event: Terminal | None = None
 
 
 _answer_decoder = msgspec.msgpack.Decoder(Answer)

@@ -1,8 +1,8 @@
 """Reading histories: the tip, then everything from the run's first commit up to it.
 
 The tip is the last message of the workflow id, probed upward with literal subjects until one is absent. Then literal
-subjects in chunks: a wildcard read fails above 1,024 subjects, and all runs of an id share one row of numbers. A history
-that comes back with a hole is an error, never a shorter history.
+subjects in chunks: a wildcard read fails above 1,024 subjects, and all runs of an id share one row of numbers. A
+history that comes back with a hole is an error, never a shorter history.
 """
 
 from __future__ import annotations
