@@ -1,0 +1,538 @@
+"""The server: streams, consumers, schedules and core subscriptions, and the ways it can fail as a whole.
+
+Everything here is synchronous and happens at once; what takes time, gets lost or comes late is the business of the
+links and of the scheduler.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING
+
+from durablefuture_trio.memory_broker._broker import MemoryBroker, Subscription
+from durablefuture_trio.memory_broker._consumer import Consumer, Pull, parse_ack_address
+from durablefuture_trio.memory_broker._faults import FaultPlan, FireFate
+from durablefuture_trio.memory_broker._schedulers import Callback, Scheduler
+from durablefuture_trio.memory_broker._stream import REMEMBERED_REMOVALS, Stream
+from durablefuture_trio.memory_broker._subjects import is_literal, matcher, overlap
+from durablefuture_trio.ports.broker import (
+    Append,
+    BrokerLimits,
+    ConsumerConflict,
+    ConsumerState,
+    Headers,
+    Message,
+    Rejected,
+    Schedule,
+    Stored,
+    StoreFull,
+    StreamDrift,
+    StreamSpec,
+    StreamState,
+)
+
+if TYPE_CHECKING:
+    from durablefuture_trio.memory_broker._link import MemoryLink
+
+MAX_SUBJECTS_OF_A_WILDCARD = 1024
+"""nats-server answers 413 to a multi_last that matches more."""
+
+NEUTRALISED_FOR_S = 1.0
+"""Nats-TTL of a neutralised subject."""
+
+SILENT_AFTER_S = 10.0
+"""A reader gives up after two missed idle heartbeats."""
+
+_STREAM_NOT_FOUND = 10059
+_SUBJECTS_OVERLAP = 10065
+_SCHEDULES_DISABLED = 10188
+_SCHEDULE_TARGET_INVALID = 10190
+_TOO_MANY_RESULTS = 413
+_NO_RESPONDERS = 503
+
+
+class _Armed:
+    """A stored schedule that has not fired."""
+
+    __slots__ = ("collected", "fate", "schedule", "stored")
+
+    def __init__(self, stored: Stored, schedule: Schedule, fate: FireFate) -> None:
+        self.stored = stored
+        self.schedule = schedule
+        self.fate = fate
+        self.collected = False
+
+
+class _Hosted:
+    """A stream with what hangs on it."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.owns = [matcher(subject) for subject in stream.spec.subjects]
+        self.consumers: dict[str, Consumer] = {}
+        self.armed: dict[int, _Armed] = {}
+        self.acked: deque[Stored] = deque(maxlen=REMEMBERED_REMOVALS)
+
+    def takes(self, subject: str) -> bool:
+        return any(owns(subject) for owns in self.owns)
+
+
+class MemoryServer:
+    """A JetStream server in memory, shared by any number of links.
+
+    Args:
+        scheduler: its clock, and who makes every later call.
+        rng: where all chance comes from; default: a generator with a fixed seed.
+        faults: what goes wrong, for links without a plan of their own and for schedules and restarts.
+        max_payload_bytes: as in nats-server's configuration.
+
+    Attributes:
+        faults: may be changed at any time.
+        full: the store has no room; publishes and new streams are refused.
+        on_trace: called with (time, who, what, subject or name) for everything that happens; for simulations to show.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        *,
+        rng: Random | None = None,
+        faults: FaultPlan | None = None,
+        max_payload_bytes: int = 8 * 1024 * 1024,
+    ) -> None:
+        self.scheduler = scheduler
+        self.rng = rng if rng is not None else Random(0)
+        self.faults = faults if faults is not None else FaultPlan()
+        self.limits = BrokerLimits(max_payload_bytes=max_payload_bytes, server_version="2.15.1")
+        self.full = False
+        self.on_trace: Callable[[float, str, str, str], None] | None = None
+        self.links: list[MemoryLink] = []
+        self._streams: dict[str, _Hosted] = {}
+        self._streams_made = 0
+        self._subscriptions: list[Subscription] = []
+        self._running = True
+        self._incarnation = 1
+        self._pauses = 0
+        self._backlog: list[Callback] | None = None
+
+    # --- its life -----------------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives (it may be paused)."""
+        return self._running
+
+    @property
+    def paused(self) -> bool:
+        """Whether it is stopped in its tracks: sockets stay open, nothing is answered."""
+        return self._backlog is not None
+
+    def connect(self, name: str, *, faults: FaultPlan | None = None, answer_timeout: float = 5.0) -> MemoryBroker:
+        """A link of its own, as one process has it.
+
+        Args:
+            name: for traces.
+            faults: the link's own plan; default: the server's.
+            answer_timeout: seconds until silence becomes `NoAnswer`.
+        """
+        return MemoryBroker(self, name, faults=faults, answer_timeout=answer_timeout)
+
+    def pause(self) -> None:
+        """Stop answering (SIGSTOP, a stalled disk). Links stay up; readers notice the missing heartbeats."""
+        if self._backlog is not None:
+            return
+        self._backlog = []
+        self._pauses += 1
+        self.scheduler.call_at(self.scheduler.now() + SILENT_AFTER_S, partial(self._silence, self._pauses))
+        self.trace("server", "pause")
+
+    def _silence(self, pause: int) -> None:
+        if self._backlog is not None and self._pauses == pause:
+            for link in self.links:
+                link.went_silent()
+
+    def resume(self) -> None:
+        """Go on with what has arrived meanwhile, in its order."""
+        backlog, self._backlog = self._backlog, None
+        self.trace("server", "resume")
+        for call in backlog or ():
+            call()
+
+    def kill(self) -> None:
+        """SIGKILL: every link is lost, what was on its way is not stored."""
+        if not self._running:
+            return
+        self.trace("server", "kill")
+        self._running = False
+        self._backlog = None
+        self._incarnation += 1
+        for hosted in self._streams.values():
+            for consumer in hosted.consumers.values():
+                consumer.pulls.clear()
+        for link in self.links:
+            link.server_died()
+
+    def start(self, *, forget_acks: int | None = None) -> None:
+        """Come back after `kill` with every stored message; links reconnect.
+
+        Args:
+            forget_acks: how many of each work queue's latest acknowledgements are forgotten; default: the share that
+                `FaultPlan.forgotten_ack` says, drawn one by one.
+        """
+        if self._running:
+            return
+        self._running = True
+        now = self.scheduler.now()
+        for hosted in self._streams.values():
+            self._forget_acks(hosted, forget_acks, now)
+            hosted.stream.forget_duplicates_of_removed()
+            for seq, armed in hosted.armed.items():
+                armed.collected = False
+                self._arm(hosted, seq, armed)
+            for consumer in hosted.consumers.values():
+                consumer.watched = False
+                self._watch_ack_wait(hosted, consumer)
+        self.trace("server", "start")
+        for link in self.links:
+            link.server_came_back()
+
+    def restart(self, *, forget_acks: int | None = None) -> None:
+        """`kill` and `start`."""
+        self.kill()
+        self.start(forget_acks=forget_acks)
+
+    def _forget_acks(self, hosted: _Hosted, count: int | None, now: float) -> None:
+        share = self.faults.forgotten_ack
+        if count is None:
+            lost = [stored for stored in hosted.acked if share > 0 and self.rng.random() < share]
+        else:
+            lost = list(hosted.acked)[-count:] if count > 0 else []
+        hosted.acked.clear()
+        if not lost:
+            return
+        hosted.stream.bring_back(lost)
+        for stored in lost:
+            for consumer in hosted.consumers.values():
+                if consumer.wants(stored.subject):
+                    consumer.forgot_ack(stored.seq, now)
+
+    def trace(self, who: str, what: str, subject: str = "") -> None:
+        """Report to `on_trace`."""
+        if self.on_trace is not None:
+            self.on_trace(self.scheduler.now(), who, what, subject)
+
+    def later(self, when: float, call: Callback) -> None:
+        """Have the server do something later: not if it has been killed meanwhile, and after a pause, not in it."""
+        self.scheduler.call_at(when, partial(self._if_alive, self._incarnation, call))
+
+    def _if_alive(self, incarnation: int, call: Callback) -> None:
+        if incarnation != self._incarnation:
+            return
+        if self._backlog is not None:
+            self._backlog.append(call)
+        else:
+            call()
+
+    def hold(self, call: Callback) -> None:
+        """Keep what arrives during a pause."""
+        if self._backlog is not None:
+            self._backlog.append(call)
+
+    # --- streams ------------------------------------------------------------------------------------------------------
+
+    def provision(self, specs: Sequence[StreamSpec]) -> None:
+        """`Broker.provision`."""
+        for spec in specs:
+            hosted = self._streams.get(spec.name)
+            if hosted is not None:
+                _check_drift(hosted.stream.spec, spec)
+                continue
+            for name, other in self._streams.items():
+                if any(overlap(mine, theirs) for mine in spec.subjects for theirs in other.stream.spec.subjects):
+                    raise Rejected(f"subjects of {spec.name} overlap with stream {name}", _SUBJECTS_OVERLAP)
+            if self.full:
+                raise StoreFull(f"no room for stream {spec.name}")
+            self._streams_made += 1
+            created = f"{self.scheduler.now():.6f}#{self._streams_made}"
+            self._streams[spec.name] = _Hosted(Stream(spec, created))
+
+    def stream_state(self, stream: str) -> StreamState | None:
+        """`Broker.stream_state`."""
+        hosted = self._streams.get(stream)
+        return hosted.stream.state(len(hosted.consumers)) if hosted is not None else None
+
+    def _hosted(self, stream: str) -> _Hosted:
+        hosted = self._streams.get(stream)
+        if hosted is None:
+            raise Rejected(f"stream {stream} not found", _STREAM_NOT_FOUND)
+        return hosted
+
+    def _hosted_for(self, subject: str) -> _Hosted | None:
+        for hosted in self._streams.values():
+            if hosted.takes(subject):
+                return hosted
+        return None
+
+    # --- publishing ---------------------------------------------------------------------------------------------------
+
+    def append(self, append: Append, who: str = "") -> int:
+        """Store a publish, or say why not."""
+        if self._subscriptions:  # a core subscriber sees it before it is stored, and also if it is refused
+            self._publish_core(Message(subject=append.subject, body=append.body, headers=append.headers))
+        hosted = self._hosted_for(append.subject)
+        if hosted is None:
+            raise Rejected(f"no stream takes {append.subject}", _NO_RESPONDERS)
+        if append.schedule is not None:
+            self._check_schedule(hosted, append.schedule)
+        now = self.scheduler.now()
+        duplicate = hosted.stream.check(append, now)
+        if duplicate is not None:
+            self.trace(who, "duplicate", append.subject)
+            return duplicate
+        if self.full:
+            raise StoreFull("the store has no room")
+        stored = self._store(hosted, append.subject, append.body, append.headers, append.message_id, now)
+        self.trace(who, "stored", append.subject)
+        if append.neutralise or append.schedule is not None:
+            self._roll_up(hosted, stored)
+        if append.neutralise:
+            self.later(now + NEUTRALISED_FOR_S, partial(self._expire, hosted, stored.seq))
+        elif append.schedule is not None:
+            armed = _Armed(stored, append.schedule, self.faults.fire_fate(self.rng, append.subject))
+            hosted.armed[stored.seq] = armed
+            self._arm(hosted, stored.seq, armed)
+        return stored.seq
+
+    def _store(
+        self, hosted: _Hosted, subject: str, body: bytes, headers: Headers, message_id: str | None, now: float
+    ) -> Stored:
+        stored = hosted.stream.add(subject, body, headers, now, message_id)
+        for consumer in hosted.consumers.values():
+            if consumer.wants(subject):
+                consumer.added(stored.seq)
+                self._deliver(hosted, consumer)
+        return stored
+
+    def _roll_up(self, hosted: _Hosted, stored: Stored) -> None:
+        for earlier in list(hosted.stream.matching(stored.subject)):
+            if earlier.seq != stored.seq:
+                self._remove(hosted, earlier.seq)
+
+    def _expire(self, hosted: _Hosted, seq: int) -> None:
+        self._remove(hosted, seq)
+
+    def _remove(self, hosted: _Hosted, seq: int) -> Stored | None:
+        stored = hosted.stream.remove(seq)
+        if stored is not None:
+            hosted.armed.pop(seq, None)
+            for consumer in hosted.consumers.values():
+                consumer.removed(seq)
+        return stored
+
+    def delete(self, stream: str, seq: int) -> bool:
+        """`Broker.delete`."""
+        return self._remove(self._hosted(stream), seq) is not None
+
+    def purge(self, stream: str, subject: str, keep: int) -> int:
+        """`Broker.purge`."""
+        hosted = self._hosted(stream)
+        found = [stored.seq for stored in hosted.stream.matching(subject)]
+        doomed = found[: len(found) - keep] if keep else found
+        for seq in doomed:
+            self._remove(hosted, seq)
+        return len(doomed)
+
+    # --- schedules ----------------------------------------------------------------------------------------------------
+
+    def _check_schedule(self, hosted: _Hosted, schedule: Schedule) -> None:
+        if not hosted.stream.spec.schedules:
+            raise Rejected(f"stream {hosted.stream.spec.name} has message schedules disabled", _SCHEDULES_DISABLED)
+        if not is_literal(schedule.target) or not hosted.takes(schedule.target):
+            raise Rejected(f"schedule target {schedule.target} is not in the stream", _SCHEDULE_TARGET_INVALID)
+
+    def _arm(self, hosted: _Hosted, seq: int, armed: _Armed) -> None:
+        due = max(armed.schedule.due, self.scheduler.now()) + armed.fate.late_by
+        self.later(due, partial(self._collect, hosted, seq))
+
+    def _collect(self, hosted: _Hosted, seq: int) -> None:
+        armed = hosted.armed.get(seq)
+        if armed is None or armed.collected:
+            return
+        armed.collected = True
+        if armed.fate.stored_after:
+            self.later(self.scheduler.now() + armed.fate.stored_after, partial(self._fire, hosted, armed))
+        else:
+            self._fire(hosted, armed)
+
+    def _fire(self, hosted: _Hosted, armed: _Armed) -> None:
+        if self.full:
+            self.trace("server", "fire refused: full", armed.stored.subject)
+            return  # and `collected` stays set: the server tries again only after a restart
+        stored = armed.stored
+        for _ in range(armed.fate.times):
+            self.trace("server", "fire", stored.subject)
+            self._store(hosted, armed.schedule.target, stored.body, stored.headers, None, self.scheduler.now())
+        # The subject is purged without a look at what it holds by now, an acknowledged replacement included.
+        for held in list(hosted.stream.matching(stored.subject)):
+            self._remove(hosted, held.seq)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def last(self, stream: str, subject: str, stale_by: int = 0) -> Stored | None:
+        """`Broker.last`, or as it was so many changes ago."""
+        held = self._hosted(stream).stream
+        return held.last(subject, _as_of(held, stale_by))
+
+    def many(self, stream: str, subjects: Sequence[str], stale_by: int = 0) -> list[Stored]:
+        """`Broker.many`, or as it was so many changes ago."""
+        held = self._hosted(stream).stream
+        as_of = _as_of(held, stale_by)
+        found: dict[int, Stored] = {}
+        for subject in subjects:
+            if as_of is None and is_literal(subject):
+                if (stored := held.get(held.last_seq_of(subject))) is not None:
+                    found[stored.seq] = stored
+            else:
+                found.update((stored.seq, stored) for stored in held.last_per_subject(subject, as_of))
+        if len(found) > MAX_SUBJECTS_OF_A_WILDCARD:
+            raise Rejected("Too Many Results", _TOO_MANY_RESULTS)
+        return [found[seq] for seq in sorted(found)]
+
+    def page(self, stream: str, subject: str, after: int, size: int) -> list[Stored]:
+        """One page of `Broker.scan`."""
+        return self._hosted(stream).stream.page(subject, after, size)
+
+    # --- consumers ----------------------------------------------------------------------------------------------------
+
+    def consumer_states(self, stream: str) -> list[ConsumerState]:
+        """`Broker.consumers`."""
+        return [consumer.state() for consumer in self._hosted(stream).consumers.values()]
+
+    def open_consumer(
+        self, stream: str, name: str, subject: str, *, ack_wait: float | None, max_ack_pending: int
+    ) -> Consumer:
+        """The consumer of that name, created if it is missing."""
+        hosted = self._hosted(stream)
+        consumer = hosted.consumers.get(name)
+        if consumer is not None:
+            return consumer
+        if hosted.stream.spec.retention == "workqueue":
+            for other in hosted.consumers.values():
+                if overlap(other.filter_subject, subject):
+                    raise ConsumerConflict(f"consumer {other.name} of work queue {stream} has subjects of {subject}")
+        consumer = Consumer(
+            stream,
+            name,
+            subject,
+            ack_wait=ack_wait,
+            max_ack_pending=max_ack_pending,
+            backlog=(stored.seq for stored in hosted.stream.matching(subject)),
+        )
+        hosted.consumers[name] = consumer
+        self.trace("server", "consumer created", f"{stream} {name}")
+        return consumer
+
+    def delete_consumer(self, stream: str, name: str) -> bool:
+        """`Broker.delete_consumer`."""
+        consumer = self._hosted(stream).consumers.pop(name, None)
+        if consumer is None:
+            return False
+        pulls, consumer.pulls = consumer.pulls, []
+        for pull in pulls:
+            pull.deleted()
+        self.trace("server", "consumer deleted", f"{stream} {name}")
+        return True
+
+    def add_pull(self, consumer: Consumer, pull: Pull) -> None:
+        """Begin to deliver to a reader."""
+        consumer.pulls.append(pull)
+        self.deliver(consumer)
+
+    def remove_pull(self, consumer: Consumer, pull: Pull) -> None:
+        """Deliver to it no longer."""
+        if pull in consumer.pulls:
+            consumer.pulls.remove(pull)
+
+    def deliver(self, consumer: Consumer) -> None:
+        """Deliver what can be delivered, e.g. because a reader has room again."""
+        hosted = self._streams[consumer.stream]
+        if hosted.consumers.get(consumer.name) is consumer:
+            self._deliver(hosted, consumer)
+
+    def _deliver(self, hosted: _Hosted, consumer: Consumer) -> None:
+        if consumer.pulls and consumer.deliver(hosted.stream.get, self.scheduler.now()):
+            self._watch_ack_wait(hosted, consumer)
+
+    def _watch_ack_wait(self, hosted: _Hosted, consumer: Consumer) -> None:
+        deadline = consumer.first_deadline
+        if consumer.ack_wait is not None and deadline is not None and not consumer.watched:
+            consumer.watched = True
+            self.later(deadline, partial(self._ack_wait_over, hosted, consumer))
+
+    def _ack_wait_over(self, hosted: _Hosted, consumer: Consumer) -> None:
+        consumer.watched = False
+        if hosted.consumers.get(consumer.name) is consumer:
+            consumer.expire(self.scheduler.now())
+            self._deliver(hosted, consumer)
+            self._watch_ack_wait(hosted, consumer)
+
+    def ack(self, address: str) -> None:
+        """An acknowledgement arrives. It names a consumer and a stream sequence, so it counts for whichever consumer
+        of that name has the message out now."""
+        stream, name, seq = parse_ack_address(address)
+        hosted = self._streams.get(stream)
+        consumer = hosted.consumers.get(name) if hosted is not None else None
+        if hosted is None or consumer is None or not consumer.ack(seq):
+            return
+        if hosted.stream.spec.retention == "workqueue" and (stored := self._remove(hosted, seq)) is not None:
+            hosted.acked.append(stored)
+            self.trace(name, "acked", stored.subject)
+        self._deliver(hosted, consumer)
+
+    def in_progress(self, address: str) -> None:
+        """A reader asks for more time."""
+        stream, name, seq = parse_ack_address(address)
+        hosted = self._streams.get(stream)
+        consumer = hosted.consumers.get(name) if hosted is not None else None
+        if hosted is not None and consumer is not None:
+            consumer.in_progress(seq, self.scheduler.now())
+
+    # --- core ---------------------------------------------------------------------------------------------------------
+
+    def subscribe(self, subscription: Subscription) -> None:
+        """Begin to pass core messages on."""
+        self._subscriptions.append(subscription)
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Pass none on any more."""
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+
+    def tell(self, message: Message) -> None:
+        """A core message arrives; a stream that has its subject stores it as well."""
+        self._publish_core(message)
+        hosted = self._hosted_for(message.subject)
+        if hosted is not None and not self.full:
+            self._store(hosted, message.subject, message.body, message.headers, None, self.scheduler.now())
+
+    def _publish_core(self, message: Message) -> None:
+        for subscription in self._subscriptions:
+            if subscription.wants(message.subject):
+                subscription.receive(message)
+
+
+def _as_of(stream: Stream, stale_by: int) -> int | None:
+    return max(0, stream.revision - min(stale_by, REMEMBERED_REMOVALS)) if stale_by else None
+
+
+def _check_drift(found: StreamSpec, wanted: StreamSpec) -> None:
+    differences = [
+        f"{name}: wanted {getattr(wanted, name)!r}, found {getattr(found, name)!r}"
+        for name in StreamSpec.__struct_fields__
+        if getattr(wanted, name) != getattr(found, name)
+    ]
+    if differences:
+        raise StreamDrift(found.name, differences)
