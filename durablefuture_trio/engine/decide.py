@@ -36,38 +36,38 @@ from durablefuture_trio.history.events import (
 from durablefuture_trio.history.state import ActivityPhase, ActivityState, RunState
 
 
-def decide_command(state: RunState, command: Command, at: float, *, route: Route = "local") -> list[Event]:
-    """The events a command of workflow code becomes.
-
-    The last one may be a stimulus in its turn (a call cancelled while no attempt was running): the caller activates it.
-    """
+def decide_command(state: RunState, command: Command, at: float, *, route: Route = "local") -> Event:
+    """The event a command of workflow code becomes."""
     event_id = state.last_event_id + 1
     match command:
         case ScheduleActivity():
-            return [
-                ActivityScheduled(
-                    id=event_id,
-                    at=at,
-                    activity_id=command.call,
-                    route=route,
-                    name=command.name,
-                    arguments=command.arguments,
-                    options=command.options,
-                )
-            ]
+            return ActivityScheduled(
+                id=event_id,
+                at=at,
+                activity_id=command.call,
+                route=route,
+                name=command.name,
+                arguments=command.arguments,
+                options=command.options,
+            )
         case CancelActivity():
-            requested = ActivityCancelRequested(id=event_id, at=at, activity_id=command.call)
-            activity = state.activities.get(command.call)
-            if activity is None or activity.options.abandon_on_cancel or activity.phase is not ActivityPhase.BACKOFF:
-                return [requested]
-            return [
-                requested,
-                ActivityCancelled(id=event_id + 1, at=at, activity_id=command.call, attempt=activity.attempt),
-            ]
+            return ActivityCancelRequested(id=event_id, at=at, activity_id=command.call)
         case CompleteWorkflow():
-            return [WorkflowCompleted(id=event_id, at=at, result=command.result)]
+            return WorkflowCompleted(id=event_id, at=at, result=command.result)
         case FailWorkflow():
-            return [WorkflowFailed(id=event_id, at=at, failure=command.failure)]
+            return WorkflowFailed(id=event_id, at=at, failure=command.failure)
+
+
+def cancelled_in_backoff(state: RunState) -> ActivityState | None:
+    """A call that was cancelled while no attempt of it was running: its answer follows at once."""
+    return next((activity for activity in state.in_backoff.values() if activity.cancel_requested), None)
+
+
+def decide_cancelled(state: RunState, activity: ActivityState, at: float) -> ActivityCancelled:
+    """The end of such a call."""
+    return ActivityCancelled(
+        id=state.last_event_id + 1, at=at, activity_id=activity.activity_id, attempt=activity.attempt
+    )
 
 
 def decide_completed(
@@ -167,7 +167,9 @@ def decide_retry(state: RunState, activity: ActivityState, at: float, *, route: 
 
 def due_retries(state: RunState, now: float) -> list[ActivityState]:
     """The calls whose next attempt is due, longest due first."""
-    due = [activity for activity in state.in_backoff.values() if activity.retry_at <= now]
+    due = [
+        activity for activity in state.in_backoff.values() if activity.retry_at <= now and not activity.cancel_requested
+    ]
     due.sort(key=lambda activity: (activity.retry_at, activity.activity_id))
     return due
 

@@ -1,7 +1,7 @@
 """What travels through an inbox, and what comes back.
 
-The body of an inbox message is one of the tagged records of `engine.requests`. The request id and the reply address of a
-client travel in headers, so that even a request that cannot be decoded can be answered.
+The body of an inbox message is one of the tagged records of `engine.requests`. The request id and the reply address of
+a client travel in headers, so that even a request that cannot be decoded can be answered.
 """
 
 from __future__ import annotations

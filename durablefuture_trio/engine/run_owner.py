@@ -1,0 +1,976 @@
+"""The owner of one workflow id: a value that is notified of what happened and says what is to be done.
+
+It takes requests, outcomes and deadlines one at a time, lets the sandbox activate each stimulus, turns commands into
+events, and has them committed. Everything that touches the world waits for the acknowledgement of the commit that
+justifies it; inbox messages are acknowledged last of all. `docs/protocol.md` has the rules, and the reason for each.
+
+No input or output happens here, and no clock is read: every notification brings the time along, in Unix seconds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+import msgspec
+
+from durablefuture_trio.codec.payload import Failure
+from durablefuture_trio.engine import outputs as out
+from durablefuture_trio.engine.admission import start_verdict, started_event, terminate_verdict
+from durablefuture_trio.engine.anchors import Anchors
+from durablefuture_trio.engine.attempts import (
+    ActivityKey,
+    AttemptCompleted,
+    AttemptFailed,
+    AttemptOutcome,
+    RunActivity,
+)
+from durablefuture_trio.engine.commands import CancelActivity, Command
+from durablefuture_trio.engine.decide import (
+    cancelled_in_backoff,
+    decide_cancelled,
+    decide_command,
+    decide_completed,
+    decide_failed,
+    decide_retry,
+    decide_timeout,
+    decide_timer,
+    due_retries,
+    lost_attempts,
+    needed_wake,
+)
+from durablefuture_trio.engine.draft import Draft, Flight, freeze
+from durablefuture_trio.engine.requests import (
+    Answer,
+    AttemptReport,
+    Inbound,
+    StartRequest,
+    TerminateRequest,
+    TimerFire,
+    answer_of,
+)
+from durablefuture_trio.engine.retry import attempt_deadline
+from durablefuture_trio.errors import PayloadError
+from durablefuture_trio.history.commit import Commit
+from durablefuture_trio.history.events import (
+    TERMINAL_EVENTS,
+    ActivityScheduled,
+    Event,
+    EventClass,
+    RequestRecord,
+    Stimulus,
+    Terminal,
+    WorkflowStarted,
+    WorkflowTerminated,
+    class_of,
+)
+from durablefuture_trio.history.state import MAX_RECENT_REQUESTS, ActivityState, RunState, start_state
+
+SLOW_START_S = 0.05
+"""A WorkflowStarted whose first activation takes longer is committed without it, so that the client gets its answer."""
+
+PARK_AFTER_S = 1.0
+"""A run that sleeps less than this stays anchored: arming a schedule costs a commit of its own."""
+
+PROJECT_AFTER_S = 0.2
+"""The listing record of a fresh run is written after this; a run that ends sooner needs only its last one."""
+
+TOO_EARLY_S = 60.0
+"""A schedule that fires this much before it is needed is neutralised."""
+
+BLOCKED_RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
+"""Waits between attempts to replay a blocked run; the last one repeats."""
+
+
+class Knowledge(Enum):
+    """What the owner knows of the id's history."""
+
+    NONE = "none"
+    LOADING = "loading"
+    ASSUMED_FRESH = "assumed fresh"
+    """Nothing was read: a start publishes number 1 and loads on conflict."""
+    KNOWN = "known"
+
+
+class Waiting(Enum):
+    """Whose answer is awaited before anything else of the run can go on."""
+
+    NOBODY = "nobody"
+    ACTIVATION = "activation"
+    REPLAY = "replay"
+    CONFIRMATION = "confirmation"
+
+
+class Block(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a run cannot go on with today's code. See `ports.frames.Blocked`."""
+
+    kind: str
+    message: str
+    recorded: str = ""
+    produced: str = ""
+    source: str = ""
+    stack: str = ""
+
+
+class LocalOutcome(msgspec.Struct, frozen=True):
+    """The outcome of an attempt that this owner dispatched."""
+
+    outcome: AttemptOutcome
+    worker: str
+
+
+@dataclass(slots=True, kw_only=True)
+class OwnerLimits:
+    """What bounds an owner: the largest body of a history message, and the largest value in one."""
+
+    commit_bytes: int
+    payload_bytes: int
+
+
+class RunOwner:
+    """The owner of one workflow id. Methods are notifications; what is to be done is appended to `outputs`."""
+
+    def __init__(
+        self,
+        workflow_id: str,
+        outputs: Callable[[out.Output], None],
+        *,
+        limits: OwnerLimits,
+        new_id: Callable[[], str],
+        code_hash: Callable[[], str],
+        is_cached: Callable[[str], bool],
+        armed: dict[int, float],
+        may_assume_fresh: bool,
+    ) -> None:
+        self.workflow_id = workflow_id
+        self._out = outputs
+        self._limits = limits
+        self._new_id = new_id
+        self._code_hash = code_hash
+        self._is_cached = is_cached
+        self._may_assume_fresh = may_assume_fresh
+        self.knowledge = Knowledge.NONE
+        self.state: RunState | None = None
+        self.blocked: Block | None = None
+        self.armed = armed
+        """Schedules known to be stored: number of the commit that armed it -> due time."""
+        self.live: set[ActivityKey] = set()
+        """Attempts dispatched here whose outcome has not come."""
+        self._tip_n = 0
+        self._is_confirmed = False
+        self._mark = 0
+        self._inputs: deque[Inbound | LocalOutcome] = deque()
+        self._draft: Draft | None = None
+        self._flight: Flight | None = None
+        self._awaits = Waiting.NOBODY
+        self._token = 0
+        self._since = 0.0
+        self._needs_replay = False
+        self._just_replayed = False
+        self._anchors = Anchors()
+        self._refused: list[RequestRecord] = []
+        self._blocked_attempts = 0
+        self._blocked_until = 0.0
+        self._arming: int | None = None
+        self._spent: set[int] = set()
+        self._projected_key = ""
+        self._projected_seq = 0
+        self._projecting = False
+        self._project_at: float | None = None
+        self._revision = 0
+        self._wake: float | None = None
+        self._suspended = False
+        self._load_retry_at: float | None = None
+        self._load_failures = 0
+
+    # --- notifications -----------------------------------------------------------------------------------------------
+
+    def delivered(self, message: Inbound, now: float) -> None:
+        """An inbox message has come (perhaps again, after a takeover)."""
+        known = message.seq in self._anchors
+        self._anchors.hold(message.seq, message.handle)
+        if isinstance(message.envelope, TimerFire):
+            self.armed.pop(message.envelope.n, None)
+            self._spent.add(message.envelope.n)
+        if not known and not self._is_in_work(message.seq):
+            self._inputs.append(message)
+        self._advance(now)
+
+    def outcome(self, outcome: AttemptOutcome, worker: str, now: float) -> None:
+        """An attempt dispatched here has ended."""
+        self.live.discard(outcome.key)
+        self._inputs.append(LocalOutcome(outcome, worker))
+        self._advance(now)
+
+    def loaded(self, state: RunState | None, now: float) -> None:
+        """The answer to `Load`."""
+        if self.knowledge is not Knowledge.LOADING:
+            return
+        self._load_failures = 0
+        self._become(state)
+        if state is not None and state.terminal is None:
+            self._declare_lost(state, now)
+        self._advance(now)
+
+    def load_failed(self, block: Block | None, now: float) -> None:
+        """The history could not be read: for now (None), or because it is damaged."""
+        if self.knowledge is not Knowledge.LOADING:
+            return
+        self.knowledge = Knowledge.NONE
+        delay = BLOCKED_RETRY_S[min(self._load_failures, len(BLOCKED_RETRY_S) - 1)]
+        self._load_failures += 1
+        self._load_retry_at = now + delay
+        if block is not None:
+            self.blocked = block
+            self._out(out.Report("error", f"workflow {self.workflow_id!r} cannot be loaded: {block.message}"))
+        self._advance(now)
+
+    def confirmed(self, is_tip: bool, now: float) -> None:
+        """The answer to `Confirm`."""
+        if self._awaits is not Waiting.CONFIRMATION:
+            return
+        self._awaits = Waiting.NOBODY
+        if is_tip:
+            self._is_confirmed = True
+        else:
+            self._forget()
+        self._advance(now)
+
+    def activated(self, token: int, commands: Iterable[Command], wake_at: float | None, now: float) -> None:
+        """The sandbox has applied the stimulus and nothing can run any more."""
+        if token != self._token or self._awaits is not Waiting.ACTIVATION:
+            return
+        self._awaits = Waiting.NOBODY
+        # Its stimulus may have been committed ahead (a slow start): then a commit has to say that it is finished.
+        self._drafting()
+        self._record_commands(commands, wake_at)
+        self._advance(now)
+
+    def replayed(self, token: int, commands: Iterable[Command], wake_at: float | None, now: float) -> None:
+        """The sandbox has replayed the committed history; `commands` are those an unfinished commit lacked."""
+        if token != self._token or self._awaits is not Waiting.REPLAY:
+            return
+        self._awaits = Waiting.NOBODY
+        state = self._running_state()
+        if self.blocked is not None:
+            self._out(out.Report("info", f"workflow {self.workflow_id!r} is no longer blocked"))
+            self.blocked = None
+            self._blocked_attempts = 0
+        self._needs_replay = False
+        self._just_replayed = True
+        if not state.finished:
+            self._drafting()
+        self._record_commands(commands, wake_at)
+        self._advance(now)
+
+    def missing(self, token: int, now: float) -> None:
+        """The sandbox does not hold the run any more. The stimulus is committed as it is; the replay activates it."""
+        if token != self._token or self._awaits not in (Waiting.ACTIVATION, Waiting.REPLAY):
+            return
+        self._awaits = Waiting.NOBODY
+        self._needs_replay = True
+        self._advance(now)
+
+    def is_blocked(self, token: int, block: Block, now: float) -> None:
+        """The run cannot go on with today's code. Nothing is lost: what comes is committed without being activated."""
+        if token != self._token or self._awaits not in (Waiting.ACTIVATION, Waiting.REPLAY):
+            return
+        self._awaits = Waiting.NOBODY
+        self._needs_replay = True
+        self._block(block, now)
+        self._advance(now)
+
+    def code_changed(self, now: float) -> None:
+        """Other code is at work in the sandbox: a blocked run is tried again at once."""
+        if self.blocked is not None:
+            self._blocked_until = now
+            self._blocked_attempts = 0
+            self._advance(now)
+
+    def committed(self, now: float) -> None:
+        """The message published last is in the history."""
+        flight = self._flight
+        if flight is None:
+            return
+        part = flight.part
+        self._tip_n = part.n
+        state = self.state
+        assert state is not None
+        state.tip_n = part.n
+        state.consumed = max(state.consumed, self._mark)
+        state.finished = part.finished
+        self._is_confirmed = True
+        if flight.index + 1 < len(flight.parts):
+            flight.index += 1
+            self._publish_part(flight)
+            return
+        self._flight = None
+        self._anchors.consume(*flight.draft.sequences)
+        for effect in flight.draft.effects:
+            if isinstance(effect, out.Dispatch):
+                self.live.add(effect.attempt.key)
+            self._out(effect)
+        self._advance(now)
+
+    def commit_lost(self, now: float) -> None:
+        """Somebody else's commit holds the number: what was decided is void, and decided again on the new history."""
+        self._forget()
+        self._advance(now)
+
+    def armed_at(self, n: int, due: float, now: float) -> None:
+        """A schedule is stored."""
+        if self._arming == n:
+            self._arming = None
+        if n not in self._spent:
+            self.armed[n] = due
+        self._advance(now)
+
+    def arm_failed(self, n: int, now: float) -> None:
+        """It is unknown whether the schedule is stored; it is armed again."""
+        if self._arming == n:
+            self._arming = None
+        self._advance(now)
+
+    def projected(self, status_key: str, seq: int, now: float) -> None:
+        """The listing record is written (or a newer one stands)."""
+        self._projecting = False
+        self._projected_key = status_key
+        self._projected_seq = seq
+        self._advance(now)
+
+    def projection_failed(self, now: float) -> None:
+        """The listing record could not be written; it is tried again."""
+        self._projecting = False
+        self._project_at = now + 1.0
+        self._advance(now)
+
+    def wake(self, now: float) -> None:
+        """The time asked for with `WakeAt` has come."""
+        self._wake = None
+        self._advance(now)
+
+    def suspend(self) -> None:
+        """Ownership is in doubt: decide, dispatch and acknowledge nothing. Attempts go on; outcomes are kept."""
+        self._suspended = True
+
+    def resume(self, now: float) -> None:
+        """Ownership is certain again, under a new epoch: every unacknowledged inbox message will be delivered anew."""
+        self._suspended = False
+        self._anchors.clear()
+        self._inputs = deque(item for item in self._inputs if isinstance(item, LocalOutcome))
+        self._advance(now)
+
+    # --- what the shell asks -----------------------------------------------------------------------------------------
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing of the run lives here only: the owner can be dropped and made again from the history."""
+        return not (
+            self.live
+            or self._inputs
+            or self._draft
+            or self._flight
+            or self._anchors
+            or self._projecting
+            or self._arming is not None
+            or self._awaits is not Waiting.NOBODY
+            or self.knowledge is Knowledge.LOADING
+            or self._wake is not None
+        )
+
+    # --- taking inputs -----------------------------------------------------------------------------------------------
+
+    def _advance(self, now: float) -> None:
+        if self._suspended:
+            return
+        while self._step(now):
+            pass
+        if self._flight is None and self._draft is not None and self._may_publish(now):
+            self._publish(now)
+        self._settle(now)
+
+    def _step(self, now: float) -> bool:
+        """Take one thing that can be taken now; False if there is none."""
+        if self._awaits is not Waiting.NOBODY:
+            return self._preempt(now)
+        if self._flight is not None or not self._have_state(now):
+            return False
+        state = self.state
+        if state is None or state.terminal is not None:
+            # A run that is just closing is committed before the id's next run begins.
+            return self._draft is None and self._take_input(now)
+        if (ended := decide_timeout(state, now)) is not None:
+            self._record(ended)
+            return True
+        if self._take_retries(state, now):
+            return True
+        if self._draft is None and self._wants_replay(now):
+            self._replay(state, now)
+            return True
+        if self._needs_replay and self.blocked is None:
+            return False
+        if (call := cancelled_in_backoff(state)) is not None and self._sandbox_ready(state, now):
+            self._stimulate(decide_cancelled(state, call, self._time(state, now)), now)
+            return True
+        if self._take_input(now):
+            return True
+        if self.blocked is None and (fired := decide_timer(state, now)) is not None and self._sandbox_ready(state, now):
+            self._stimulate(fired, now)
+            return True
+        return False
+
+    def _wants_replay(self, now: float) -> bool:
+        if self.blocked is not None:
+            return now >= self._blocked_until
+        return self._needs_replay
+
+    def _have_state(self, now: float) -> bool:
+        if self.knowledge in (Knowledge.KNOWN, Knowledge.ASSUMED_FRESH):
+            return True
+        if self.knowledge is Knowledge.LOADING or not (self._inputs or self._anchors):
+            return False
+        if self._load_retry_at is not None and now < self._load_retry_at:
+            return False
+        first = self._inputs[0] if self._inputs else None
+        if self._may_assume_fresh and isinstance(first, Inbound) and isinstance(first.envelope, StartRequest):
+            self.knowledge = Knowledge.ASSUMED_FRESH
+            return True
+        self.knowledge = Knowledge.LOADING
+        self._load_retry_at = None
+        self._out(out.Load())
+        return False
+
+    def _preempt(self, now: float) -> bool:
+        """A terminate does not wait for the sandbox: the stimulus under way stays without its activation."""
+        if self._awaits not in (Waiting.ACTIVATION, Waiting.REPLAY) or self._flight is not None:
+            return False
+        if self.state is None or self.state.terminal is not None:
+            return False
+        for index, item in enumerate(self._inputs):
+            if isinstance(item, Inbound) and isinstance(item.envelope, TerminateRequest):
+                if item.envelope.run_id not in ("", self.state.run_id):
+                    return False
+                self._needs_replay = True
+                self._token += 1
+                self._awaits = Waiting.NOBODY
+                self._out(out.Evict(self.state.run_id))
+                del self._inputs[index]
+                self._terminate(item, item.envelope, now, in_order=False)
+                return True
+        return False
+
+    def _take_input(self, now: float) -> bool:
+        if not self._inputs:
+            return False
+        item = self._inputs[0]
+        if isinstance(item, LocalOutcome):
+            return self._take_outcome(item, item.outcome, item.worker, now)
+        if self._is_decided(item):
+            return self._redelivered(item, now)
+        match item.envelope:
+            case StartRequest() as request:
+                return self._take_start(item, request, now)
+            case TerminateRequest() as request:
+                return self._take_terminate(item, request, now)
+            case AttemptReport() as report:
+                return self._take_outcome(item, report.outcome, report.worker, now)
+            case TimerFire() as fire:
+                return self._take_fire(item, fire, now)
+
+    def _is_decided(self, message: Inbound) -> bool:
+        """Whether the history says that this message was consumed, applied or refused."""
+        return self.state is not None and message.seq <= self.state.consumed
+
+    def _is_in_work(self, seq: int) -> bool:
+        """Whether this very message waits, or is part of a commit being made or under way."""
+        drafts = [self._draft, None if self._flight is None else self._flight.draft]
+        return any(draft is not None and seq in draft.sequences for draft in drafts) or any(
+            isinstance(item, Inbound) and item.seq == seq for item in self._inputs
+        )
+
+    def _redelivered(self, message: Inbound, now: float) -> bool:
+        """A message below the mark is not "done": it anchors the run while what the history owes is made good."""
+        self._inputs.popleft()
+        self._anchors.consume(message.seq)
+        record = None if self.state is None else self.state.requests.get(message.request_id)
+        if record is not None:
+            self._reply(message, answer_of(record))
+        self._projected_key = ""
+        return True
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+
+    def _take_start(self, message: Inbound, request: StartRequest, now: float) -> bool:
+        state = self.state
+        verdict = start_verdict(message, request, state, self._limits.payload_bytes)
+        if verdict is not None:
+            return self._decline(message, verdict)
+        self._inputs.popleft()
+        self._begin_input(message)
+        if state is not None and state.terminal is None:
+            # One commit ends the old run and begins the new one: a crash cannot come between.
+            reason = f"replaced by a new run of workflow id {self.workflow_id!r}"
+            self._record(self._terminated(state, reason, "", now))
+        self._start(message, request, now)
+        return True
+
+    def _start(self, message: Inbound, request: StartRequest, now: float) -> None:
+        before = self.state
+        started = started_event(message, request, before, self._new_id(), now)
+        state = start_state(started, self._tip_n + 1)
+        state.consumed = 0 if before is None else before.consumed
+        state.tip_n = self._tip_n
+        self.state = state
+        self.blocked = None
+        self._needs_replay = False
+        self._projected_key = ""
+        self._project_at = now + PROJECT_AFTER_S
+        self._reply_after_commit(message, RequestRecord(message.request_id, "applied", started.run_id))
+        self._stimulate(started, now)
+
+    def _take_terminate(self, message: Inbound, request: TerminateRequest, now: float) -> bool:
+        verdict = terminate_verdict(message, request, self.state)
+        if verdict is not None:
+            return self._decline(message, verdict)
+        self._inputs.popleft()
+        self._terminate(message, request, now, in_order=True)
+        return True
+
+    def _terminate(self, message: Inbound, request: TerminateRequest, now: float, *, in_order: bool) -> None:
+        state = self._running_state()
+        self._begin_input(message, in_order=in_order)
+        self._record(self._terminated(state, request.reason, message.request_id, now))
+        self._reply_after_commit(message, RequestRecord(message.request_id, "applied", state.run_id))
+
+    def _terminated(self, state: RunState, reason: str, request_id: str, now: float) -> WorkflowTerminated:
+        return WorkflowTerminated(
+            id=state.last_event_id + 1, at=self._time(state, now), reason=reason, request_id=request_id
+        )
+
+    def _take_fire(self, message: Inbound, fire: TimerFire, now: float) -> bool:
+        state = self.state
+        if state is None or state.terminal is not None or state.run_id != fire.run_id:
+            return self._consume_without_commit(message)
+        if not self._sandbox_ready(state, now):
+            return False
+        # The server's clock says that the time has come; ours may be behind.
+        due = max(now, fire.due)
+        if self.blocked is None and (fired := decide_timer(state, due)) is not None:
+            self._inputs.popleft()
+            self._begin_input(message)
+            self._stimulate(fired, now)
+            return True
+        if not self._consume_without_commit(message):
+            return False
+        self._take_retries(state, due)
+        return True
+
+    def _take_outcome(self, item: Inbound | LocalOutcome, outcome: AttemptOutcome, worker: str, now: float) -> bool:
+        state = self.state
+        key = outcome.key
+        events: list[Event] = []
+        if state is not None and state.run_id == key.run_id and state.terminal is None:
+            if not self._sandbox_ready(state, now):
+                return False
+            outcome = self._bounded(outcome)
+            at = self._time(state, now)
+            if isinstance(outcome, AttemptCompleted):
+                events = decide_completed(
+                    state,
+                    key.activity_id,
+                    key.attempt,
+                    outcome.result,
+                    worker=worker,
+                    started_at=outcome.started_at,
+                    at=at,
+                )
+            else:
+                events = decide_failed(
+                    state,
+                    key.activity_id,
+                    key.attempt,
+                    reason=outcome.reason,
+                    failure=outcome.failure,
+                    timeout=outcome.timeout,
+                    worker=worker,
+                    started_at=outcome.started_at or None,
+                    at=at,
+                )
+        if not events:
+            # Late, or of a run that is gone. A stale view must not drop what the true history still waits for.
+            return self._consume_without_commit(item)
+        self._inputs.popleft()
+        self._begin_input(item)
+        current = None if state is None else state.activities.get(key.activity_id)
+        if current is not None and current.attempt != key.attempt:
+            self._cancel_live(ActivityKey(key.run_id, key.activity_id, current.attempt))
+        for event in events[:-1]:
+            self._record(event)
+        self._record_or_stimulate(events[-1], now)
+        return True
+
+    def _bounded(self, outcome: AttemptOutcome) -> AttemptOutcome:
+        """A result that no history message can hold is a failure, recorded as one."""
+        limit = self._limits.payload_bytes
+        if isinstance(outcome, AttemptFailed) or outcome.result.size_bytes <= limit:
+            return outcome
+        words = f"the result takes {outcome.result.size_bytes} bytes, a history message holds {limit}"
+        failure = Failure(type="PayloadError", message=words, non_retryable=True)
+        return AttemptFailed(key=outcome.key, started_at=outcome.started_at, reason="error", failure=failure)
+
+    # --- decisions that leave no commit behind -----------------------------------------------------------------------
+
+    def _decline(self, message: Inbound, record: RequestRecord) -> bool:
+        """Answer without applying: the request is refused, or was decided before."""
+        if not self._consume_without_commit(message):
+            return False
+        is_refusal = record.answer not in ("applied", "existing")
+        if is_refusal and record.request_id and len(self._refused) < MAX_RECENT_REQUESTS:
+            self._refused.append(record)
+            if self.state is not None:
+                self.state.refuse(record)
+        self._reply(message, answer_of(record))
+        return True
+
+    def _consume_without_commit(self, item: Inbound | LocalOutcome) -> bool:
+        """Consume the first input without an event; False: not yet.
+
+        Only once what was decided so far is committed, and the leader has confirmed that nothing newer contradicts.
+        """
+        if self._draft is not None:
+            return False
+        if not self._is_confirmed:
+            self._awaits = Waiting.CONFIRMATION
+            self._out(out.Confirm(self._tip_n))
+            return False
+        self._inputs.popleft()
+        if isinstance(item, Inbound):
+            self._mark = max(self._mark, item.seq)
+            self._anchors.consume(item.seq)
+        return True
+
+    def _sandbox_ready(self, state: RunState, now: float) -> bool:
+        """Whether a stimulus can be activated at once, or is not to be, as the run is blocked.
+
+        A run that is not cached any more is replayed first: committing the stimulus ahead of its activation would cost
+        a second commit for the commands. Only once, though: a cache may be too small to keep even one run.
+        """
+        if self.blocked is not None or self._just_replayed or self._is_cached(state.run_id):
+            return True
+        if self._draft is None:
+            self._replay(state, now)
+        return False
+
+    # --- drafting ----------------------------------------------------------------------------------------------------
+
+    def _drafting(self) -> Draft:
+        if self._draft is None:
+            self._draft = Draft()
+        return self._draft
+
+    def _begin_input(self, item: Inbound | LocalOutcome, *, in_order: bool = True) -> None:
+        self._drafting().inputs.append(item)
+        if in_order and isinstance(item, Inbound):
+            self._mark = max(self._mark, item.seq)
+
+    def _record(self, event: Event) -> None:
+        draft = self._drafting()
+        draft.events.append(event)
+        state = self._running_state()
+        state.apply(event)
+        if isinstance(event, TERMINAL_EVENTS):
+            self._closing(state, event)
+        elif isinstance(event, ActivityScheduled):
+            self._dispatch_after_commit(state, state.activities[event.activity_id])
+
+    def _record_or_stimulate(self, event: Event, now: float) -> None:
+        if class_of(event) is EventClass.STIMULUS:
+            self._stimulate(event, now)  # type: ignore[arg-type]  # class_of has just said so
+        else:
+            self._record(event)
+
+    def _stimulate(self, event: Stimulus, now: float) -> None:
+        """Record a stimulus and have it activated, unless the run is blocked."""
+        state = self._running_state()
+        self._record(event)
+        self._just_replayed = False
+        if self.blocked is not None:
+            self._needs_replay = True
+            return
+        self._token += 1
+        self._awaits = Waiting.ACTIVATION
+        self._since = now
+        self._out(out.Activate(self._token, state.run_id, state.stimuli, event))
+
+    def _record_commands(self, commands: Iterable[Command], wake_at: float | None) -> None:
+        state = self._running_state()
+        at = state.last_at
+        state.wake_at = wake_at
+        for command in commands:
+            call = state.activities.get(command.call) if isinstance(command, CancelActivity) else None
+            self._record(decide_command(state, command, at))
+            if call is not None:
+                key = ActivityKey(state.run_id, call.activity_id, call.attempt)
+                self._drafting().effects.append(out.CancelAttempt(key))
+
+    def _take_retries(self, state: RunState, now: float) -> bool:
+        due = due_retries(state, now)
+        for activity in due:
+            self._record(decide_retry(state, activity, self._time(state, now)))
+        return bool(due)
+
+    def _declare_lost(self, state: RunState, now: float) -> None:
+        """Attempts that ran on an owner that is gone are visible in the history before they are repeated."""
+        live = {(key.activity_id, key.attempt) for key in self.live if key.run_id == state.run_id}
+        for activity in lost_attempts(state, live):
+            failure = Failure(type="AttemptLost", message="the supervisor that ran this attempt is gone")
+            events = decide_failed(
+                state,
+                activity.activity_id,
+                activity.attempt,
+                reason="lost",
+                failure=failure,
+                timeout=None,
+                worker="",
+                started_at=None,
+                at=self._time(state, now),
+            )
+            for event in events:
+                self._record(event)
+                if class_of(event) is EventClass.STIMULUS:
+                    self._needs_replay = True
+
+    # --- effects -----------------------------------------------------------------------------------------------------
+
+    def _dispatch_after_commit(self, state: RunState, activity: ActivityState) -> None:
+        options = activity.options
+        deadline, _ = attempt_deadline(activity, float("inf"))
+        attempt = RunActivity(
+            key=ActivityKey(state.run_id, activity.activity_id, activity.attempt),
+            workflow_id=self.workflow_id,
+            name=activity.name,
+            arguments=activity.arguments,
+            start_to_close=options.start_to_close_timeout,
+            deadline=None if deadline == float("inf") else deadline,
+            timeout=None if deadline == float("inf") else "schedule_to_close",
+            heartbeat_timeout=options.heartbeat_timeout,
+        )
+        self._drafting().effects.append(out.Dispatch(attempt, options.task_queue))
+
+    def _cancel_live(self, key: ActivityKey) -> None:
+        if key in self.live:
+            self._drafting().effects.append(out.CancelAttempt(key))
+
+    def _closing(self, state: RunState, terminal: Terminal) -> None:
+        draft = self._drafting()
+        # What is still to be dispatched belongs to nobody any more.
+        draft.effects = [effect for effect in draft.effects if not isinstance(effect, out.Dispatch)]
+        draft.effects.extend(out.CancelAttempt(key) for key in self.live if key.run_id == state.run_id)
+        draft.effects.append(out.Evict(state.run_id))
+        draft.effects.append(out.Closed(state.run_id, self._tip_n + 1, terminal))
+        self.blocked = None
+
+    def _reply(self, message: Inbound, answer: Answer) -> None:
+        if message.reply:
+            self._out(out.Reply(message.reply, answer))
+
+    def _reply_after_commit(self, message: Inbound, record: RequestRecord) -> None:
+        if message.reply:
+            self._drafting().effects.append(out.Reply(message.reply, answer_of(record)))
+
+    # --- committing --------------------------------------------------------------------------------------------------
+
+    def _may_publish(self, now: float) -> bool:
+        if self._awaits is not Waiting.ACTIVATION:
+            return self._awaits is Waiting.NOBODY
+        return self._starts_run(self._draft) and now >= self._since + SLOW_START_S
+
+    def _publish(self, now: float) -> None:
+        draft = self._draft
+        state = self.state
+        assert draft is not None
+        assert state is not None
+        template = Commit(
+            run_id=state.run_id,
+            commit_id="",
+            first_n=state.first_n,
+            finished=not self._needs_replay and self._awaits is Waiting.NOBODY,
+            consumed=max(self._mark, state.consumed),
+            wake_at=state.wake_at,
+            code_hash=self._code_hash(),
+            events=(),
+            refused=tuple(self._refused),
+        )
+        try:
+            parts = freeze(template, draft.events, self._tip_n + 1, self._limits.commit_bytes, self._new_id)
+        except PayloadError as error:
+            # Producers check their values against the same limit; what still gets here waits for a larger server.
+            self._forget()
+            self._load_retry_at = now + BLOCKED_RETRY_S[-1]
+            self._out(out.Report("error", f"workflow {self.workflow_id!r} cannot be committed: {error.message}"))
+            return
+        self._refused.clear()
+        self._draft = None
+        self._flight = Flight(draft, parts)
+        self._publish_part(self._flight)
+
+    def _publish_part(self, flight: Flight) -> None:
+        part = flight.part
+        self._out(out.Publish(part.n, part.commit_id, part.body))
+
+    def _forget(self) -> None:
+        """Drop what is believed of the run; inputs not in the history are decided again."""
+        if self.state is not None:
+            self._out(out.Evict(self.state.run_id))
+        again: list[Inbound | LocalOutcome] = []
+        for draft in (None if self._flight is None else self._flight.draft, self._draft):
+            if draft is not None:
+                again.extend(draft.inputs)  # type: ignore[arg-type]  # only these are ever put in
+        self._inputs.extendleft(reversed(again))
+        self._flight = None
+        self._draft = None
+        self._token += 1
+        self._awaits = Waiting.NOBODY
+        self._become(None)
+        self.knowledge = Knowledge.NONE
+        self._may_assume_fresh = False
+        self._is_confirmed = False
+
+    def _become(self, state: RunState | None) -> None:
+        self.state = state
+        self.knowledge = Knowledge.KNOWN
+        self._tip_n = 0 if state is None else state.tip_n
+        self._mark = 0 if state is None else state.consumed
+        self._is_confirmed = False
+        self._needs_replay = state is not None and state.terminal is None and not state.finished
+        self._projected_key = ""
+        self.blocked = None
+
+    def _replay(self, state: RunState, now: float) -> None:
+        self._token += 1
+        self._awaits = Waiting.REPLAY
+        self._since = now
+        self._out(out.Replay(self._token, state.run_id, state.first_n, self._tip_n))
+
+    def _block(self, block: Block, now: float) -> None:
+        delay = BLOCKED_RETRY_S[min(self._blocked_attempts, len(BLOCKED_RETRY_S) - 1)]
+        self._blocked_attempts += 1
+        self._blocked_until = now + delay
+        if self.blocked != block:
+            self._revision += 1
+            self._out(out.Report("error", f"workflow {self.workflow_id!r} is blocked ({block.kind}): {block.message}"))
+        self.blocked = block
+
+    # --- settling: what may be acknowledged, what has to be armed ----------------------------------------------------
+
+    def _settle(self, now: float) -> None:
+        """The only place that acknowledges."""
+        wake = self._slow_start_wake()
+        if self._is_busy():
+            self._release(keep=1)
+            self._set_wake(self._earliest(wake, self._load_retry_at))
+            return
+        state = self.state
+        if state is None:
+            self._release(keep=0)
+            self._set_wake(None)
+            return
+        is_projected = self._project(state, now)
+        if state.terminal is not None:
+            for n in list(self.armed):
+                del self.armed[n]
+                self._out(out.Neutralise(n))
+            self._release(keep=0 if is_projected else 1)
+            self._set_wake(None if is_projected else self._project_at)
+            return
+        needed = needed_wake(state, sandbox=self.blocked is None)
+        if self.blocked is not None:
+            self._release(keep=1)
+            self._set_wake(self._earliest(needed, self._blocked_until, self._pending_projection()))
+        elif self.live or (needed is not None and needed - now <= PARK_AFTER_S) or self._tip_n in self._spent:
+            self._release(keep=1)
+            self._set_wake(self._earliest(needed, self._pending_projection()))
+        else:
+            self._park(state, needed, is_projected)
+
+    def _park(self, state: RunState, needed: float | None, is_projected: bool) -> None:
+        if not self._anchors:
+            self._set_wake(None)
+            return
+        if needed is not None and not any(due <= needed for due in self.armed.values()):
+            if self._arming is None:
+                self._arming = self._tip_n
+                self._out(out.Arm(state.run_id, self._tip_n, needed))
+            self._release(keep=1)
+            return
+        if not is_projected:
+            self._release(keep=1)
+            self._set_wake(self._project_at)
+            return
+        for n, due in list(self.armed.items()):
+            if needed is None or due < needed - TOO_EARLY_S:
+                del self.armed[n]
+                self._out(out.Neutralise(n))
+        self._release(keep=0)
+        self._set_wake(None)
+
+    def _is_busy(self) -> bool:
+        return bool(
+            self._inputs
+            or self._draft is not None
+            or self._flight is not None
+            or self._awaits is not Waiting.NOBODY
+            or self.knowledge in (Knowledge.LOADING, Knowledge.NONE)
+        )
+
+    def _project(self, state: RunState, now: float) -> bool:
+        """Have the listing record written if it is out of date; True if it is not."""
+        terminal = state.terminal
+        status = type(terminal).__name__ if terminal is not None else "blocked" if self.blocked else "running"
+        detail = self.blocked.message if self.blocked and terminal is None else ""
+        key = f"{state.run_id}/{status}/{detail}"
+        if key == self._projected_key:
+            return True
+        is_early = terminal is None and self.blocked is None and bool(self.live)
+        if self._project_at is not None and now < self._project_at and is_early:
+            return False
+        if not self._projecting:
+            self._projecting = True
+            self._out(out.Project(state, key, detail, self._revision, self._projected_seq))
+        return False
+
+    def _pending_projection(self) -> float | None:
+        return None if self._projecting else self._project_at if not self._projected_key else None
+
+    def _release(self, *, keep: int) -> None:
+        for handle in self._anchors.release(keep):
+            self._out(out.Ack(handle))
+
+    def _slow_start_wake(self) -> float | None:
+        if self._awaits is not Waiting.ACTIVATION or self._flight is not None or not self._starts_run(self._draft):
+            return None
+        return self._since + SLOW_START_S
+
+    @staticmethod
+    def _starts_run(draft: Draft | None) -> bool:
+        return draft is not None and any(isinstance(event, WorkflowStarted) for event in draft.events)
+
+    def _set_wake(self, when: float | None) -> None:
+        if when != self._wake:
+            self._wake = when
+            self._out(out.WakeAt(when))
+
+    @staticmethod
+    def _earliest(*times: float | None) -> float | None:
+        return min((time for time in times if time is not None), default=None)
+
+    @staticmethod
+    def _time(state: RunState, now: float) -> float:
+        """The time of an event: never before the event that precedes it."""
+        return max(now, state.last_at)
+
+    def _running_state(self) -> RunState:
+        assert self.state is not None
+        return self.state
