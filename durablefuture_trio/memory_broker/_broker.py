@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+MANY_SUBJECTS = 1000
 PAGE_SIZE = 256
-LISTEN_BUFFER = 1024
+LISTEN_BUFFER = 4096
 """Core messages kept for a slow listener."""
 
 
@@ -126,11 +127,16 @@ class MemoryBroker:
         await self._ask(partial(self._server.provision, tuple(streams)))
 
     async def last(self, stream: str, subject: str, *, confirmed: bool = False) -> Stored | None:
-        return await self._read(subject, lambda stale_by: self._server.last(stream, subject, stale_by), confirmed)
+        return await self._read(
+            subject, lambda stale_by: self._server.last(stream, subject, confirmed=confirmed, stale_by=stale_by)
+        )
 
     async def many(self, stream: str, subjects: Sequence[str]) -> list[Stored]:
         wanted = tuple(subjects)
+        if len(wanted) > MANY_SUBJECTS:
+            raise ValueError(f"at most {MANY_SUBJECTS} subjects can be read at once, not {len(wanted)}")
         if not wanted:
+            await trio.lowlevel.checkpoint()
             return []
         return await self._read(wanted[0], lambda stale_by: self._server.many(stream, wanted, stale_by))
 
@@ -161,15 +167,13 @@ class MemoryBroker:
     async def delete_consumer(self, stream: str, name: str) -> bool:
         return await self._ask(partial(self._server.delete_consumer, stream, name))
 
-    async def _read(self, subject: str, read: Callable[[int], T], confirmed: bool = False) -> T:
+    async def _read(self, subject: str, read: Callable[[int], T]) -> T:
         link = self._link
         fate = link.faults.read_fate(self._server.rng, subject)
         if fate is None:
             return await self._ask(partial(read, 0))
         self._server.trace(link.name, f"{fate}", subject)
-        answer = await self._ask(
-            partial(read, 0 if confirmed else fate.stale_by), answered=fate.answered, answer_after=fate.answer_after
-        )
+        answer = await self._ask(partial(read, fate.stale_by), answered=fate.answered, answer_after=fate.answer_after)
         if fate.incomplete and isinstance(answer, list):
             raise Incomplete(f"the answer to {subject} broke off")
         return answer

@@ -66,7 +66,7 @@ class Consumer:
         self.pulls: list[Pull] = []
         self.watched = False  # somebody will call `expire`
         self._turn = 0
-        self._delivered_seq = 0
+        self.delivered_seq = 0
         self._todo: dict[int, None] = dict.fromkeys(backlog)
         # In the order of their deadlines: the wait is one constant, and whoever starts anew goes to the end.
         self._unacked: dict[int, _Unacked] = {}
@@ -134,9 +134,9 @@ class Consumer:
             earlier = self._unacked.pop(seq, None)
             delivered = earlier.delivered + 1 if earlier is not None else 1
             self._unacked[seq] = _Unacked(self._deadline(now), delivered)
-            self._delivered_seq += 1
+            self.delivered_seq += 1
             begun = True
-            pull.send(self._delivery(stored, delivered), self._delivered_seq)
+            pull.send(self._delivery(stored, delivered), self.delivered_seq)
         return begun and self.ack_wait is not None
 
     def expire(self, now: float) -> None:

@@ -15,7 +15,7 @@ from durablefuture_trio.ports.broker import Delivery, ReaderLost
 if TYPE_CHECKING:
     from durablefuture_trio.memory_broker._server import MemoryServer
 
-HEARTBEAT_S = 5.0
+HEARTBEAT_S = 2.0
 """A heartbeat carries the last consumer sequence, so a lost delivery shows by then at the latest."""
 
 
@@ -41,7 +41,7 @@ class MemoryReader:
         self._credit_bytes = credit_bytes
         self._outstanding_bytes = 0
         self._came: list[Delivery] = []
-        self._seen_seq: int | None = None
+        self._seen_seq = consumer.delivered_seq
         self._lost: Literal["gap", "link", "deleted", "silent"] | None = None
         self._told = False
         self._readable = trio.lowlevel.ParkingLot()
@@ -93,7 +93,7 @@ class MemoryReader:
         """Close the pulls; the consumer stays."""
         self._detach()
         if self._lost is None:
-            self._lost = "deleted"
+            self._lost = "link"
             self._readable.unpark_all()
 
     def _detach(self) -> None:
@@ -143,7 +143,7 @@ class MemoryReader:
     def _arrived(self, delivery: Delivery, consumer_seq: int) -> None:
         if self._lost is not None:
             return
-        if self._contiguous and self._seen_seq is not None and consumer_seq != self._seen_seq + 1:
+        if self._contiguous and consumer_seq != self._seen_seq + 1:
             self._lose("gap")
             self._detach()
             return
@@ -152,7 +152,7 @@ class MemoryReader:
         self._tell()
 
     def _heartbeat(self, consumer_seq: int) -> None:
-        if self._lost is None and (self._seen_seq is None or self._seen_seq < consumer_seq):
+        if self._lost is None and self._seen_seq < consumer_seq:
             self._lose("gap")
             self._detach()
 

@@ -6,7 +6,6 @@ links and of the scheduler.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
@@ -14,21 +13,18 @@ from typing import TYPE_CHECKING
 
 from durablefuture_trio.memory_broker._broker import MemoryBroker, Subscription
 from durablefuture_trio.memory_broker._consumer import Consumer, Pull, parse_ack_address
-from durablefuture_trio.memory_broker._faults import FaultPlan, FireFate
+from durablefuture_trio.memory_broker._faults import FaultPlan
+from durablefuture_trio.memory_broker._hosted import HostedStream
 from durablefuture_trio.memory_broker._schedulers import Callback, Scheduler
 from durablefuture_trio.memory_broker._stream import REMEMBERED_REMOVALS, Stream
-from durablefuture_trio.memory_broker._subjects import is_literal, matcher, overlap
+from durablefuture_trio.memory_broker._subjects import is_literal, overlap
 from durablefuture_trio.ports.broker import (
     Append,
     BrokerLimits,
-    ConsumerConflict,
     ConsumerState,
-    Headers,
     Message,
     Rejected,
-    Schedule,
     Stored,
-    StoreFull,
     StreamDrift,
     StreamSpec,
     StreamState,
@@ -43,7 +39,7 @@ MAX_SUBJECTS_OF_A_WILDCARD = 1024
 NEUTRALISED_FOR_S = 1.0
 """Nats-TTL of a neutralised subject."""
 
-SILENT_AFTER_S = 10.0
+SILENT_AFTER_S = 5.0
 """A reader gives up after two missed idle heartbeats."""
 
 _STREAM_NOT_FOUND = 10059
@@ -52,32 +48,6 @@ _SCHEDULES_DISABLED = 10188
 _SCHEDULE_TARGET_INVALID = 10190
 _TOO_MANY_RESULTS = 413
 _NO_RESPONDERS = 503
-
-
-class _Armed:
-    """A stored schedule that has not fired."""
-
-    __slots__ = ("collected", "fate", "schedule", "stored")
-
-    def __init__(self, stored: Stored, schedule: Schedule, fate: FireFate) -> None:
-        self.stored = stored
-        self.schedule = schedule
-        self.fate = fate
-        self.collected = False
-
-
-class _Hosted:
-    """A stream with what hangs on it."""
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-        self.owns = [matcher(subject) for subject in stream.spec.subjects]
-        self.consumers: dict[str, Consumer] = {}
-        self.armed: dict[int, _Armed] = {}
-        self.acked: deque[Stored] = deque(maxlen=REMEMBERED_REMOVALS)
-
-    def takes(self, subject: str) -> bool:
-        return any(owns(subject) for owns in self.owns)
 
 
 class MemoryServer:
@@ -110,7 +80,7 @@ class MemoryServer:
         self.full = False
         self.on_trace: Callable[[float, str, str, str], None] | None = None
         self.links: list[MemoryLink] = []
-        self._streams: dict[str, _Hosted] = {}
+        self._streams: dict[str, HostedStream] = {}
         self._streams_made = 0
         self._subscriptions: list[Subscription] = []
         self._running = True
@@ -170,8 +140,7 @@ class MemoryServer:
         self._backlog = None
         self._incarnation += 1
         for hosted in self._streams.values():
-            for consumer in hosted.consumers.values():
-                consumer.pulls.clear()
+            hosted.server_died()
         for link in self.links:
             link.server_died()
 
@@ -185,16 +154,8 @@ class MemoryServer:
         if self._running:
             return
         self._running = True
-        now = self.scheduler.now()
         for hosted in self._streams.values():
-            self._forget_acks(hosted, forget_acks, now)
-            hosted.stream.forget_duplicates_of_removed()
-            for seq, armed in hosted.armed.items():
-                armed.collected = False
-                self._arm(hosted, seq, armed)
-            for consumer in hosted.consumers.values():
-                consumer.watched = False
-                self._watch_ack_wait(hosted, consumer)
+            hosted.server_came_back(forget_acks)
         self.trace("server", "start")
         for link in self.links:
             link.server_came_back()
@@ -203,21 +164,6 @@ class MemoryServer:
         """`kill` and `start`."""
         self.kill()
         self.start(forget_acks=forget_acks)
-
-    def _forget_acks(self, hosted: _Hosted, count: int | None, now: float) -> None:
-        share = self.faults.forgotten_ack
-        if count is None:
-            lost = [stored for stored in hosted.acked if share > 0 and self.rng.random() < share]
-        else:
-            lost = list(hosted.acked)[-count:] if count > 0 else []
-        hosted.acked.clear()
-        if not lost:
-            return
-        hosted.stream.bring_back(lost)
-        for stored in lost:
-            for consumer in hosted.consumers.values():
-                if consumer.wants(stored.subject):
-                    consumer.forgot_ack(stored.seq, now)
 
     def trace(self, who: str, what: str, subject: str = "") -> None:
         """Report to `on_trace`."""
@@ -253,24 +199,29 @@ class MemoryServer:
             for name, other in self._streams.items():
                 if any(overlap(mine, theirs) for mine in spec.subjects for theirs in other.stream.spec.subjects):
                     raise Rejected(f"subjects of {spec.name} overlap with stream {name}", _SUBJECTS_OVERLAP)
-            if self.full:
-                raise StoreFull(f"no room for stream {spec.name}")
             self._streams_made += 1
             created = f"{self.scheduler.now():.6f}#{self._streams_made}"
-            self._streams[spec.name] = _Hosted(Stream(spec, created))
+            self._streams[spec.name] = HostedStream(self, Stream(spec, created))
 
     def stream_state(self, stream: str) -> StreamState | None:
         """`Broker.stream_state`."""
         hosted = self._streams.get(stream)
         return hosted.stream.state(len(hosted.consumers)) if hosted is not None else None
 
-    def _hosted(self, stream: str) -> _Hosted:
+    def _hosted(self, stream: str) -> HostedStream:
         hosted = self._streams.get(stream)
         if hosted is None:
-            raise Rejected(f"stream {stream} not found", _STREAM_NOT_FOUND)
+            raise Rejected("stream not found", _STREAM_NOT_FOUND)
         return hosted
 
-    def _hosted_for(self, subject: str) -> _Hosted | None:
+    def _direct(self, stream: str) -> Stream:
+        """For reads that any replica may answer: they are sent to the stream itself, not to the API."""
+        hosted = self._streams.get(stream)
+        if hosted is None:
+            raise Rejected("no stream answers", _NO_RESPONDERS)
+        return hosted.stream
+
+    def _hosted_for(self, subject: str) -> HostedStream | None:
         for hosted in self._streams.values():
             if hosted.takes(subject):
                 return hosted
@@ -285,110 +236,28 @@ class MemoryServer:
         hosted = self._hosted_for(append.subject)
         if hosted is None:
             raise Rejected(f"no stream takes {append.subject}", _NO_RESPONDERS)
-        if append.schedule is not None:
-            self._check_schedule(hosted, append.schedule)
-        now = self.scheduler.now()
-        duplicate = hosted.stream.check(append, now)
-        if duplicate is not None:
-            self.trace(who, "duplicate", append.subject)
-            return duplicate
-        if self.full:
-            raise StoreFull("the store has no room")
-        stored = self._store(hosted, append.subject, append.body, append.headers, append.message_id, now)
-        self.trace(who, "stored", append.subject)
-        if append.neutralise or append.schedule is not None:
-            self._roll_up(hosted, stored)
-        if append.neutralise:
-            self.later(now + NEUTRALISED_FOR_S, partial(self._expire, hosted, stored.seq))
-        elif append.schedule is not None:
-            armed = _Armed(stored, append.schedule, self.faults.fire_fate(self.rng, append.subject))
-            hosted.armed[stored.seq] = armed
-            self._arm(hosted, stored.seq, armed)
-        return stored.seq
-
-    def _store(
-        self, hosted: _Hosted, subject: str, body: bytes, headers: Headers, message_id: str | None, now: float
-    ) -> Stored:
-        stored = hosted.stream.add(subject, body, headers, now, message_id)
-        for consumer in hosted.consumers.values():
-            if consumer.wants(subject):
-                consumer.added(stored.seq)
-                self._deliver(hosted, consumer)
-        return stored
-
-    def _roll_up(self, hosted: _Hosted, stored: Stored) -> None:
-        for earlier in list(hosted.stream.matching(stored.subject)):
-            if earlier.seq != stored.seq:
-                self._remove(hosted, earlier.seq)
-
-    def _expire(self, hosted: _Hosted, seq: int) -> None:
-        self._remove(hosted, seq)
-
-    def _remove(self, hosted: _Hosted, seq: int) -> Stored | None:
-        stored = hosted.stream.remove(seq)
-        if stored is not None:
-            hosted.armed.pop(seq, None)
-            for consumer in hosted.consumers.values():
-                consumer.removed(seq)
-        return stored
+        return hosted.append(append, who)
 
     def delete(self, stream: str, seq: int) -> bool:
         """`Broker.delete`."""
-        return self._remove(self._hosted(stream), seq) is not None
+        return self._hosted(stream).remove(seq) is not None
 
     def purge(self, stream: str, subject: str, keep: int) -> int:
         """`Broker.purge`."""
-        hosted = self._hosted(stream)
-        found = [stored.seq for stored in hosted.stream.matching(subject)]
-        doomed = found[: len(found) - keep] if keep else found
-        for seq in doomed:
-            self._remove(hosted, seq)
-        return len(doomed)
-
-    # --- schedules ----------------------------------------------------------------------------------------------------
-
-    def _check_schedule(self, hosted: _Hosted, schedule: Schedule) -> None:
-        if not hosted.stream.spec.schedules:
-            raise Rejected(f"stream {hosted.stream.spec.name} has message schedules disabled", _SCHEDULES_DISABLED)
-        if not is_literal(schedule.target) or not hosted.takes(schedule.target):
-            raise Rejected(f"schedule target {schedule.target} is not in the stream", _SCHEDULE_TARGET_INVALID)
-
-    def _arm(self, hosted: _Hosted, seq: int, armed: _Armed) -> None:
-        due = max(armed.schedule.due, self.scheduler.now()) + armed.fate.late_by
-        self.later(due, partial(self._collect, hosted, seq))
-
-    def _collect(self, hosted: _Hosted, seq: int) -> None:
-        armed = hosted.armed.get(seq)
-        if armed is None or armed.collected:
-            return
-        armed.collected = True
-        if armed.fate.stored_after:
-            self.later(self.scheduler.now() + armed.fate.stored_after, partial(self._fire, hosted, armed))
-        else:
-            self._fire(hosted, armed)
-
-    def _fire(self, hosted: _Hosted, armed: _Armed) -> None:
-        if self.full:
-            self.trace("server", "fire refused: full", armed.stored.subject)
-            return  # and `collected` stays set: the server tries again only after a restart
-        stored = armed.stored
-        for _ in range(armed.fate.times):
-            self.trace("server", "fire", stored.subject)
-            self._store(hosted, armed.schedule.target, stored.body, stored.headers, None, self.scheduler.now())
-        # The subject is purged without a look at what it holds by now, an acknowledged replacement included.
-        for held in list(hosted.stream.matching(stored.subject)):
-            self._remove(hosted, held.seq)
+        return self._hosted(stream).purge(subject, keep)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def last(self, stream: str, subject: str, stale_by: int = 0) -> Stored | None:
-        """`Broker.last`, or as it was so many changes ago."""
-        held = self._hosted(stream).stream
+    def last(self, stream: str, subject: str, *, confirmed: bool, stale_by: int = 0) -> Stored | None:
+        """`Broker.last`; unconfirmed perhaps as it was so many changes ago."""
+        if confirmed:
+            return self._hosted(stream).stream.last(subject)
+        held = self._direct(stream)
         return held.last(subject, _as_of(held, stale_by))
 
     def many(self, stream: str, subjects: Sequence[str], stale_by: int = 0) -> list[Stored]:
-        """`Broker.many`, or as it was so many changes ago."""
-        held = self._hosted(stream).stream
+        """`Broker.many`, perhaps as it was so many changes ago."""
+        held = self._direct(stream)
         as_of = _as_of(held, stale_by)
         found: dict[int, Stored] = {}
         for subject in subjects:
@@ -403,7 +272,7 @@ class MemoryServer:
 
     def page(self, stream: str, subject: str, after: int, size: int) -> list[Stored]:
         """One page of `Broker.scan`."""
-        return self._hosted(stream).stream.page(subject, after, size)
+        return self._direct(stream).page(subject, after, size)
 
     # --- consumers ----------------------------------------------------------------------------------------------------
 
@@ -415,36 +284,11 @@ class MemoryServer:
         self, stream: str, name: str, subject: str, *, ack_wait: float | None, max_ack_pending: int
     ) -> Consumer:
         """The consumer of that name, created if it is missing."""
-        hosted = self._hosted(stream)
-        consumer = hosted.consumers.get(name)
-        if consumer is not None:
-            return consumer
-        if hosted.stream.spec.retention == "workqueue":
-            for other in hosted.consumers.values():
-                if overlap(other.filter_subject, subject):
-                    raise ConsumerConflict(f"consumer {other.name} of work queue {stream} has subjects of {subject}")
-        consumer = Consumer(
-            stream,
-            name,
-            subject,
-            ack_wait=ack_wait,
-            max_ack_pending=max_ack_pending,
-            backlog=(stored.seq for stored in hosted.stream.matching(subject)),
-        )
-        hosted.consumers[name] = consumer
-        self.trace("server", "consumer created", f"{stream} {name}")
-        return consumer
+        return self._hosted(stream).open_consumer(name, subject, ack_wait=ack_wait, max_ack_pending=max_ack_pending)
 
     def delete_consumer(self, stream: str, name: str) -> bool:
         """`Broker.delete_consumer`."""
-        consumer = self._hosted(stream).consumers.pop(name, None)
-        if consumer is None:
-            return False
-        pulls, consumer.pulls = consumer.pulls, []
-        for pull in pulls:
-            pull.deleted()
-        self.trace("server", "consumer deleted", f"{stream} {name}")
-        return True
+        return self._hosted(stream).delete_consumer(name)
 
     def add_pull(self, consumer: Consumer, pull: Pull) -> None:
         """Begin to deliver to a reader."""
@@ -458,47 +302,21 @@ class MemoryServer:
 
     def deliver(self, consumer: Consumer) -> None:
         """Deliver what can be delivered, e.g. because a reader has room again."""
-        hosted = self._streams[consumer.stream]
-        if hosted.consumers.get(consumer.name) is consumer:
-            self._deliver(hosted, consumer)
-
-    def _deliver(self, hosted: _Hosted, consumer: Consumer) -> None:
-        if consumer.pulls and consumer.deliver(hosted.stream.get, self.scheduler.now()):
-            self._watch_ack_wait(hosted, consumer)
-
-    def _watch_ack_wait(self, hosted: _Hosted, consumer: Consumer) -> None:
-        deadline = consumer.first_deadline
-        if consumer.ack_wait is not None and deadline is not None and not consumer.watched:
-            consumer.watched = True
-            self.later(deadline, partial(self._ack_wait_over, hosted, consumer))
-
-    def _ack_wait_over(self, hosted: _Hosted, consumer: Consumer) -> None:
-        consumer.watched = False
-        if hosted.consumers.get(consumer.name) is consumer:
-            consumer.expire(self.scheduler.now())
-            self._deliver(hosted, consumer)
-            self._watch_ack_wait(hosted, consumer)
+        self._streams[consumer.stream].deliver(consumer)
 
     def ack(self, address: str) -> None:
-        """An acknowledgement arrives. It names a consumer and a stream sequence, so it counts for whichever consumer
-        of that name has the message out now."""
+        """An acknowledgement arrives."""
         stream, name, seq = parse_ack_address(address)
         hosted = self._streams.get(stream)
-        consumer = hosted.consumers.get(name) if hosted is not None else None
-        if hosted is None or consumer is None or not consumer.ack(seq):
-            return
-        if hosted.stream.spec.retention == "workqueue" and (stored := self._remove(hosted, seq)) is not None:
-            hosted.acked.append(stored)
-            self.trace(name, "acked", stored.subject)
-        self._deliver(hosted, consumer)
+        if hosted is not None:
+            hosted.ack(name, seq)
 
     def in_progress(self, address: str) -> None:
         """A reader asks for more time."""
         stream, name, seq = parse_ack_address(address)
         hosted = self._streams.get(stream)
-        consumer = hosted.consumers.get(name) if hosted is not None else None
-        if hosted is not None and consumer is not None:
-            consumer.in_progress(seq, self.scheduler.now())
+        if hosted is not None:
+            hosted.in_progress(name, seq)
 
     # --- core ---------------------------------------------------------------------------------------------------------
 
@@ -516,7 +334,7 @@ class MemoryServer:
         self._publish_core(message)
         hosted = self._hosted_for(message.subject)
         if hosted is not None and not self.full:
-            self._store(hosted, message.subject, message.body, message.headers, None, self.scheduler.now())
+            hosted.store(message.subject, message.body, message.headers)
 
     def _publish_core(self, message: Message) -> None:
         for subscription in self._subscriptions:

@@ -172,7 +172,8 @@ class Stream:
 
     def state(self, consumers: int) -> StreamState:
         """The stream's figures."""
-        first = next(iter(self._messages), self._last_seq + 1)
+        # A stream that never held anything says 0, an emptied one the sequence that comes next.
+        first = next(iter(self._messages), self._last_seq + 1 if self._last_seq else 0)
         return StreamState(
             messages=len(self._messages),
             first_seq=first,
