@@ -1,0 +1,95 @@
+"""Sees when an activation of a replay process does not end, without a timer per activation.
+
+The child counts its activations in a page of memory that both sides map, and notes its CPU clock at each start. The
+supervisor looks at the page a few times a second, and only while the child owes an answer: a timer armed for each
+activation would cost three times what the activation itself costs.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import sys
+import tempfile
+import time
+
+_PAGE_BYTES = 4096
+_COUNTERS = struct.Struct("<QQ")
+_MAX_STACK_BYTES = 64 * 1024
+
+WALL_FACTOR = 5.0
+"""An activation may take this many times its CPU limit on the clock on the wall: waiting is not computing, but a child
+that is stopped or blocked in a system call has to be noticed too."""
+
+
+class ActivationWatch:
+    """The page and the stack file of one child process. Closed with it.
+
+    Attributes:
+        page_fd: two little-endian unsigned 64-bit integers: number of activations begun, and the CPU time of the
+            process in nanoseconds at the start of the last one.
+        stack_fd: where the child's faulthandler writes its stacks on SIGUSR1.
+    """
+
+    def __init__(self) -> None:
+        self.page_fd = _memory_file("activations")
+        os.ftruncate(self.page_fd, _PAGE_BYTES)
+        self._page = mmap.mmap(self.page_fd, _PAGE_BYTES)
+        self.stack_fd = _memory_file("stacks")
+        self._seen: tuple[int, int] = (-1, -1)
+        self._cpu_s = 0.0
+        self._wall_s = 0.0
+        self._looked_at = 0.0
+
+    def rest(self) -> None:
+        """Nothing is owed: the next look starts anew."""
+        self._seen = (-1, -1)
+
+    def overdue(self, pid: int, answered: int, limit_s: float, now: float, interval_s: float) -> bool:
+        """Look once; True when the child is busy with one and the same activation for too long.
+
+        Args:
+            answered: how many answers the child has given, ever.
+            limit_s: CPU seconds one activation may take.
+            now: monotonic time.
+            interval_s: time between looks. A longer gap (this process did not run, the machine slept) is not the
+                child's fault and counts as two intervals at most.
+        """
+        begun, begun_cpu_ns = _COUNTERS.unpack_from(self._page)
+        cpu_s = _process_cpu_s(pid)
+        if self._seen != (begun, answered):
+            self._seen = (begun, answered)
+            self._cpu_s = max(begun_cpu_ns / 1e9, cpu_s)
+            self._wall_s = 0.0
+        else:
+            self._wall_s += min(now - self._looked_at, 2 * interval_s)
+        self._looked_at = now
+        return cpu_s - self._cpu_s > limit_s or self._wall_s > WALL_FACTOR * limit_s
+
+    def stack(self) -> str:
+        """What faulthandler has written by now."""
+        return os.pread(self.stack_fd, _MAX_STACK_BYTES, 0).decode("utf-8", "replace")
+
+    def close(self) -> None:
+        self._page.close()
+        os.close(self.page_fd)
+        os.close(self.stack_fd)
+
+
+def _memory_file(name: str) -> int:
+    if sys.platform == "linux":
+        return os.memfd_create(f"durablefuture-{name}")
+    fd, path = tempfile.mkstemp(prefix=f"durablefuture-{name}-")
+    os.unlink(path)
+    return fd
+
+
+def _process_cpu_s(pid: int) -> float:
+    """CPU seconds of a process; 0.0 where that cannot be told (only the wall bound holds there)."""
+    if sys.platform != "linux":
+        return 0.0
+    try:
+        return time.clock_gettime((~pid << 3) | 2)  # what clock_getcpuclockid(3) computes
+    except OSError:  # it is gone; its end is noticed elsewhere
+        return 0.0
