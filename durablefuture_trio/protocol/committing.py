@@ -9,7 +9,7 @@ import trio
 
 from durablefuture_trio.errors import HistoryError
 from durablefuture_trio.history.commit import decode_commit
-from durablefuture_trio.ports.broker import Append, AppendOutcome, Broker, BrokerError, Conflict, StoreFull, Stored
+from durablefuture_trio.ports.broker import Append, AppendOutcome, Broker, BrokerError, Conflict, Stored, StoreFull
 from durablefuture_trio.protocol.subjects import Subjects
 
 RETRY_S = 0.25
@@ -27,9 +27,9 @@ class PendingCommit(msgspec.Struct, frozen=True):
 class CommitLoop:
     """Publishes commits with the expectation that their subject is empty.
 
-    An acknowledgement ends it. A conflict is looked into: if the standing commit has this commit's id, an earlier publish
-    of it has landed after all. Silence proves nothing, not even an absent number: the identical bytes are published again
-    until the number is occupied.
+    An acknowledgement ends it. A conflict is looked into: if the standing commit has this commit's id, an earlier
+    publish of it has landed after all. Silence proves nothing, not even an absent number: the identical bytes are
+    published again until the number is occupied.
     """
 
     def __init__(

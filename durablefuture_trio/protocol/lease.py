@@ -1,8 +1,8 @@
 """Shard leases: one record per shard, taken and renewed by compare-and-set. The epoch is a counter in it.
 
-A lease is for liveness only: two owners at once may waste work, but the commit rule keeps the histories right. It counts
-as expired when an observer has seen the same sequence for the lease time on its own monotonic clock, while its own link
-answered; so neither a wrong clock nor a stalled server makes anybody's lease expire.
+A lease is for liveness only: two owners at once may waste work, but the commit rule keeps the histories right. It
+counts as expired when an observer has seen the same sequence for the lease time on its own monotonic clock, while its
+own link answered; so neither a wrong clock nor a stalled server makes anybody's lease expire.
 """
 
 from __future__ import annotations
@@ -83,6 +83,9 @@ class LeaseTable:
         self._members: dict[str, _Seen] = {}
         self._observed_at: float | None = None
         self._beat = 0
+        self._beat_seq = 0
+        self.own_beat_time: float | None = None
+        """When the server stored this member's latest heartbeat, once that has been read back."""
 
     async def observe(self, now: float) -> None:
         """Read all leases and members. `now` is this process's monotonic clock, in seconds.
@@ -102,6 +105,8 @@ class LeaseTable:
                 seen = self._members.get(name)
                 if seen is None or seen.seq != stored.seq:
                     self._members[name] = _Seen(stored.seq, now)
+                if stored.seq == self._beat_seq:
+                    self.own_beat_time = stored.time
             else:
                 shard = int(name)
                 known = self._shards.get(shard)
@@ -125,6 +130,11 @@ class LeaseTable:
         if seen is None or seen.record is None or not seen.record.owner:
             return True
         return seen.record.token == self._member.token or now - seen.since >= self._lease_s
+
+    def is_own(self, shard: int) -> bool:
+        """Whether the record seen last was written by this very process (an answer may have been lost meanwhile)."""
+        seen = self._shards.get(shard)
+        return seen is not None and seen.record is not None and seen.record.incarnation == self._member.incarnation
 
     def live_members(self, now: float) -> set[str]:
         """Names (escaped) of the members whose heartbeat changes; this one included."""
@@ -169,10 +179,10 @@ class LeaseTable:
             BrokerError: as the server says.
         """
         self._beat += 1
+        self.own_beat_time = None
         record = MemberRecord(name=self._member.name, incarnation=self._member.incarnation, beat=self._beat)
-        await self._broker.append(
-            Append(subject=self._subjects.member(self._member.name), body=msgspec.json.encode(record))
-        )
+        append = Append(subject=self._subjects.member(self._member.name), body=msgspec.json.encode(record))
+        self._beat_seq = await self._broker.append(append)
 
     async def leave(self) -> None:
         """Take this member's heartbeat away: its shards are spread over the others at once.

@@ -126,6 +126,24 @@ class Projection:
                 if standing is not None and not self.supersedes(record, standing.body):
                     return last_seq
 
+    async def mark_damaged(self, workflow_id: str, message: str) -> None:
+        """Show in listings that a run's history cannot be read. Without a standing record there is nothing to show.
+
+        Raises:
+            BrokerError: as the server says.
+        """
+        subject = self._subjects.projection(workflow_id)
+        standing = await self._broker.last(self._subjects.projection_stream, subject, confirmed=True)
+        if standing is None:
+            return
+        try:
+            record = decode_record(standing.body)
+        except msgspec.MsgspecError:
+            return
+        if record.closed_at is None and record.blocked != message:
+            marked = msgspec.structs.replace(record, status="blocked", blocked=message, revision=record.revision + 1)
+            await self.write(marked, last_seq=standing.seq)
+
     @staticmethod
     def supersedes(record: ProjectionRecord, standing: bytes) -> bool:
         """Whether `record` is newer than the standing one (which may be unreadable: then it is replaced)."""

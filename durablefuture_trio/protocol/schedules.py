@@ -1,7 +1,7 @@
 """Message schedules: how a parked run is woken while nobody holds it in memory.
 
-One subject per deciding commit, written by the one writer that won the number: a fire can only purge itself, and no stale
-writer can replace a live schedule. A fire that is not the armed one is a harmless wake-up.
+One subject per deciding commit, written by the one writer that won the number: a fire can only purge itself, and no
+stale writer can replace a live schedule. A fire that is not the armed one is a harmless wake-up.
 """
 
 from __future__ import annotations

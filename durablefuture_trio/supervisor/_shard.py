@@ -1,0 +1,586 @@
+"""The owner of a shard: the shell around the owners of its runs.
+
+It brings them what happens (inbox messages, answers of the sandbox, outcomes of attempts, acknowledgements, times) and
+carries out what they ask for. Every source notifies synchronously; there is no task per message or per run.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import msgspec
+import trio
+
+from durablefuture_trio._ids import new_id
+from durablefuture_trio.codec.payload import MAX_PAYLOAD_BYTES, Failure
+from durablefuture_trio.engine import outputs as out
+from durablefuture_trio.engine.attempts import ActivityKey, AttemptCompleted, AttemptFailed, AttemptOutcome
+from durablefuture_trio.engine.requests import AttemptReport, Inbound
+from durablefuture_trio.engine.run_owner import Block, OwnerLimits, RunOwner
+from durablefuture_trio.errors import HistoryError
+from durablefuture_trio.ports.broker import Append, Broker, BrokerError, Delivery
+from durablefuture_trio.ports.children import ActivityPool, ReplayAnswer, ReplayPool
+from durablefuture_trio.ports.frames import Activated, Blocked, Loaded
+from durablefuture_trio.protocol.committing import CommitLoop, PendingCommit
+from durablefuture_trio.protocol.envelope import (
+    ClosedHint,
+    encode_answer,
+    encode_envelope,
+    encode_hint,
+    inbound,
+    kind_of,
+)
+from durablefuture_trio.protocol.inbox import Inbox, Superseded, open_inbox
+from durablefuture_trio.protocol.loading import HistoryReader, load_state
+from durablefuture_trio.protocol.projection import Projection, project
+from durablefuture_trio.protocol.schedules import Schedules
+from durablefuture_trio.protocol.subjects import Subjects
+from durablefuture_trio.supervisor._clock import ServerClock
+
+logger = logging.getLogger("durablefuture_trio.shard")
+
+MARGIN_BYTES = 4096
+"""Room for headers and the framing of a commit beside its events."""
+
+CONCURRENT_LOADS = 32
+KNOWN_IDS = 10_000
+LARGE_HINT_BYTES = 64 * 1024
+QUARANTINE_S = 60.0
+HASTE_S = 0.2
+"""An inbox that is lost sooner than this after it was opened is not opened again at once."""
+
+
+class Shard:
+    """One owned shard. `run` it; `suspend` and `resume` it as the lease goes and comes; `abandon` it when it is
+    lost."""
+
+    def __init__(
+        self,
+        number: int,
+        *,
+        broker: Broker,
+        subjects: Subjects,
+        replay: ReplayPool,
+        activities: ActivityPool,
+        clock: ServerClock,
+        on_reader_lost: Callable[[], None],
+    ) -> None:
+        self.number = number
+        self._broker = broker
+        self._subjects = subjects
+        self._replay = replay
+        self._activities = activities
+        self._clock = clock
+        self._on_reader_lost = on_reader_lost
+        self._owners: dict[str, RunOwner] = {}
+        self._outputs: deque[tuple[RunOwner, out.Output]] = deque()
+        self._pumping = False
+        self._held: list[Callable[[], None]] = []
+        self._schedules = Schedules(broker, subjects, number)
+        self._projection = Projection(broker, subjects)
+        self._reader = HistoryReader(broker, subjects)
+        self._loads = trio.CapacityLimiter(CONCURRENT_LOADS)
+        self._known: OrderedDict[str, None] = OrderedDict()
+        self._past_barrier = False
+        self._inbox: Inbox | None = None
+        self._epoch = 0
+        self._epoch_changed = trio.Event()
+        self._reading = trio.CancelScope()
+        self._attempt_ended = trio.Event()
+        self._is_active = False
+        self._is_abandoned = False
+        self._is_draining = False
+        self._wakes: list[tuple[float, int, RunOwner]] = []
+        self._wake_of: dict[RunOwner, float] = {}
+        self._counter = itertools.count()
+        self._alarm = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self._commits: CommitLoop | None = None
+        self._quarantined: dict[str, float] = {}
+        self._handlers: dict[type, Callable[[RunOwner, Any], None]] = {
+            out.Load: self._do_load,
+            out.Confirm: self._do_confirm,
+            out.Activate: self._do_activate,
+            out.Replay: self._do_replay,
+            out.Evict: lambda owner, output: self._replay.evict(output.run_id),
+            out.Publish: self._do_publish,
+            out.Dispatch: self._do_dispatch,
+            out.CancelAttempt: lambda owner, output: self._activities.cancel(output.key),
+            out.Arm: self._do_arm,
+            out.Neutralise: lambda owner, output: self._schedules.neutralise(owner.workflow_id, output.n),
+            out.Project: self._do_project,
+            out.Reply: lambda owner, output: self._broker.tell(output.address, encode_answer(output.answer)),
+            out.Closed: self._do_closed,
+            out.Ack: self._do_ack,
+            out.WakeAt: self._do_wake_at,
+            out.Report: self._do_report,
+        }
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def run(self, epoch: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the shard under `epoch` (and those given to `resume`) until cancelled or abandoned."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._commits = CommitLoop(self._broker, self._subjects, nursery, self._report)
+            self._epoch = epoch
+            nursery.start_soon(self._keep_time)
+            task_status.started()
+            while not self._is_abandoned:
+                epoch = self._epoch
+                with self._reading:
+                    await self._read_until_lost(epoch)
+                self.suspend()
+                if self._epoch == epoch and not self._is_abandoned:
+                    changed = self._epoch_changed
+                    self._on_reader_lost()
+                    await changed.wait()
+                self._reading = trio.CancelScope()
+            nursery.cancel_scope.cancel()
+
+    def suspend(self) -> None:
+        """Ownership is in doubt: commit, dispatch and acknowledge nothing; attempts go on."""
+        self._is_active = False
+        for owner in self._owners.values():
+            owner.suspend()
+
+    def resume(self, epoch: int) -> None:
+        """Ownership is certain again, under a new epoch: the inbox is read again from its start."""
+        self._epoch = epoch
+        self._reading.cancel()
+        self._epoch_changed.set()
+        self._epoch_changed = trio.Event()
+
+    def abandon(self) -> None:
+        """The shard belongs to somebody else: local attempts are cancelled, results that come anyway are handed
+        over."""
+        self._is_abandoned = True
+        self.suspend()
+        for owner in self._owners.values():
+            for key in owner.live:
+                self._activities.cancel(key)
+            if owner.state is not None:
+                self._replay.evict(owner.state.run_id)
+        self.resume(self._epoch)
+
+    async def drain(self) -> None:
+        """Dispatch nothing new and wait until no attempt of this shard runs here."""
+        self._is_draining = True
+        while self.live_attempts:
+            self._attempt_ended = trio.Event()
+            await self._attempt_ended.wait()
+
+    @property
+    def live_attempts(self) -> int:
+        """Attempts of this shard that run here."""
+        return sum(len(owner.live) for owner in self._owners.values())
+
+    def statistics(self) -> dict[str, int]:
+        """Figures for logs and tests."""
+        return {
+            "owners": len(self._owners),
+            "live": self.live_attempts,
+            "armed": self._schedules.count,
+            "epoch": self._epoch,
+        }
+
+    async def _read_until_lost(self, epoch: int) -> None:
+        began = trio.current_time()
+        try:
+            await self._read_inbox(epoch)
+        except* (BrokerError, Superseded) as group:
+            logger.info("shard %d, epoch %d: inbox closed: %r", self.number, epoch, group.exceptions)
+        if trio.current_time() - began < HASTE_S:
+            await trio.sleep(HASTE_S)
+
+    # --- the inbox ----------------------------------------------------------------------------------------------------
+
+    async def _read_inbox(self, epoch: int) -> None:
+        async with open_inbox(self._broker, self._subjects, self.number, epoch) as box:
+            await self._schedules.recover()
+            self._inbox = box
+            self._past_barrier = box.barrier == 0
+            early: list[Inbound] = []
+            if self._past_barrier:
+                self._activate(early)
+            while True:
+                for delivery in await box.receive():
+                    message = self._decode(delivery)
+                    if self._past_barrier:
+                        if message is not None:
+                            self._deliver(message)
+                        continue
+                    if message is not None:
+                        early.append(message)
+                    if box.is_past_barrier(delivery):
+                        self._past_barrier = True
+                        self._activate(early)
+                self._pump()
+
+    def _activate(self, early: list[Inbound]) -> None:
+        """Everything that was waiting at the takeover is known: now runs may go on."""
+        self._is_active = True
+        now = self._clock.now()
+        for owner in list(self._owners.values()):
+            self._notify(owner, partial(owner.resume, now))
+        held, self._held = self._held, []
+        for notify in held:
+            notify()
+        for message in early:
+            self._deliver(message)
+        self._pump()
+        logger.info("shard %d is owned, epoch %d, %d messages waiting", self.number, self._epoch, len(early))
+
+    def _decode(self, delivery: Delivery) -> Inbound | None:
+        try:
+            return inbound(delivery)
+        except msgspec.MsgspecError as error:
+            self._bury(delivery, str(error))
+            return None
+
+    def _bury(self, delivery: Delivery, reason: str) -> None:
+        """Move what nobody can read out of the way: stored as a dead letter first, acknowledged then."""
+        logger.error("inbox message %s (sequence %d) cannot be read: %s", delivery.subject, delivery.seq, reason)
+        headers = {"Df-Subject": delivery.subject, "Df-Sequence": str(delivery.seq), "Df-Reason": reason[:500]}
+        append = Append(
+            subject=self._subjects.dead_letter(self.number), body=delivery.body, headers={**delivery.headers, **headers}
+        )
+        box = self._inbox
+
+        def stored(outcome: int | BrokerError) -> None:
+            if isinstance(outcome, int) and box is not None and box is self._inbox:
+                box.ack(delivery)
+
+        self._broker.append_soon(append, stored)
+
+    def _deliver(self, message: Inbound) -> None:
+        workflow_id = message.envelope.workflow_id
+        until = self._quarantined.get(workflow_id)
+        if until is not None:
+            if self._clock.now() < until:
+                return
+            del self._quarantined[workflow_id]
+        owner = self._owner(workflow_id)
+        self._notify(owner, partial(owner.delivered, message, self._clock.now()))
+
+    def _owner(self, workflow_id: str) -> RunOwner:
+        owner = self._owners.get(workflow_id)
+        if owner is None:
+            limit = self._broker.limits.max_payload_bytes - MARGIN_BYTES
+            holder: list[RunOwner] = []
+            append = self._outputs.append
+            owner = RunOwner(
+                workflow_id,
+                lambda output: append((holder[0], output)),
+                limits=OwnerLimits(commit_bytes=limit, payload_bytes=min(MAX_PAYLOAD_BYTES, limit - MARGIN_BYTES)),
+                new_id=new_id,
+                code_hash=lambda: self._replay.code_hash,
+                is_cached=self._replay.cached,
+                armed=self._schedules.of(workflow_id),
+                may_assume_fresh=self._past_barrier and workflow_id not in self._known,
+            )
+            holder.append(owner)
+            self._owners[workflow_id] = owner
+        return owner
+
+    # --- notifying ----------------------------------------------------------------------------------------------------
+
+    def _notify(self, owner: RunOwner, notification: Callable[[], None]) -> None:
+        """Bring an owner something, inside its own exception boundary."""
+        try:
+            notification()
+        except Exception as error:
+            logger.exception("workflow %r is set aside for %d s", owner.workflow_id, QUARANTINE_S)
+            self._set_aside(owner, error)
+
+    def _set_aside(self, owner: RunOwner, error: Exception) -> None:
+        """An error of the engine stops one run, not the shard. Its messages stay unacknowledged."""
+        self._quarantined[owner.workflow_id] = self._clock.now() + QUARANTINE_S
+        self._drop(owner)
+        owner.suspend()
+        if owner.state is not None:
+            self._replay.evict(owner.state.run_id)
+
+    def _later(self, owner: RunOwner, notification: Callable[[], None]) -> None:
+        """Bring an owner an answer that came by itself; held back while ownership is in doubt."""
+        if self._is_abandoned or self._owners.get(owner.workflow_id) is not owner:
+            return
+        if not self._is_active:
+            self._held.append(lambda: self._notify(owner, notification))
+            return
+        self._notify(owner, notification)
+        self._pump()
+
+    def _pump(self) -> None:
+        """Carry out what the owners have asked for."""
+        if self._pumping or not self._is_active:
+            return
+        self._pumping = True
+        outputs = self._outputs
+        touched: set[RunOwner] = set()
+        try:
+            while outputs:
+                owner, output = outputs.popleft()
+                touched.add(owner)
+                if self._owners.get(owner.workflow_id) is owner:
+                    self._handlers[type(output)](owner, output)
+        finally:
+            self._pumping = False
+        for owner in touched:
+            if owner.is_idle and self._owners.get(owner.workflow_id) is owner:
+                self._drop(owner)
+
+    def _drop(self, owner: RunOwner) -> None:
+        self._owners.pop(owner.workflow_id, None)
+        self._wake_of.pop(owner, None)
+        self._schedules.forget(owner.workflow_id)
+        self._known[owner.workflow_id] = None
+        while len(self._known) > KNOWN_IDS:
+            self._known.popitem(last=False)
+
+    # --- carrying out -------------------------------------------------------------------------------------------------
+
+    def _spawn(self, function: Callable[..., Any], *args: Any) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(function, *args)
+
+    def _do_load(self, owner: RunOwner, output: out.Load) -> None:
+        self._spawn(self._load, owner)
+
+    async def _load(self, owner: RunOwner) -> None:
+        async with self._loads:
+            try:
+                state = await load_state(self._reader, owner.workflow_id)
+            except HistoryError as error:
+                block = Block(kind="history", message=error.message)
+                self._later(owner, lambda: owner.load_failed(block, self._clock.now()))
+                await self._project_damage(owner.workflow_id, error.message)
+                return
+            except BrokerError as error:
+                logger.warning("loading workflow %r: %r", owner.workflow_id, error)
+                self._later(owner, lambda: owner.load_failed(None, self._clock.now()))
+                return
+        self._later(owner, lambda: owner.loaded(state, self._clock.now()))
+
+    async def _project_damage(self, workflow_id: str, message: str) -> None:
+        try:
+            await self._projection.mark_damaged(workflow_id, message)
+        except BrokerError as error:
+            logger.warning("the listing does not show that workflow %r is blocked: %r", workflow_id, error)
+
+    def _do_confirm(self, owner: RunOwner, output: out.Confirm) -> None:
+        self._spawn(self._confirm, owner, output.tip_n)
+
+    async def _confirm(self, owner: RunOwner, tip_n: int) -> None:
+        while True:
+            try:
+                tip = await self._reader.tip(owner.workflow_id, confirmed=True)
+                break
+            except HistoryError:
+                tip = None
+                break
+            except BrokerError as error:
+                logger.warning("confirming the tip of workflow %r: %r", owner.workflow_id, error)
+                await trio.sleep(1.0)
+        is_tip = (0 if tip is None else tip.n) == tip_n
+        self._later(owner, lambda: owner.confirmed(is_tip, self._clock.now()))
+
+    def _do_activate(self, owner: RunOwner, output: out.Activate) -> None:
+        self._replay.activate(
+            output.run_id, output.activation, output.stimulus, partial(self._answered, owner, output.token)
+        )
+
+    def _answered(self, owner: RunOwner, token: int, answer: ReplayAnswer) -> None:
+        now = self._clock.now()
+        match answer:
+            case Activated():
+                notification = partial(owner.activated, token, answer.commands, answer.wake_at, now)
+            case Loaded():
+                notification = partial(owner.replayed, token, answer.unmatched, answer.wake_at, now)
+            case Blocked():
+                block = Block(
+                    kind=answer.kind,
+                    message=answer.message,
+                    recorded=answer.recorded,
+                    produced=answer.produced,
+                    source=answer.source,
+                    stack=answer.stack,
+                )
+                notification = partial(owner.is_blocked, token, block, now)
+            case _:
+                notification = partial(owner.missing, token, now)
+        self._later(owner, notification)
+
+    def _do_replay(self, owner: RunOwner, output: out.Replay) -> None:
+        self._spawn(self._stream_history, owner, output)
+
+    async def _stream_history(self, owner: RunOwner, output: out.Replay) -> None:
+        """Read the history chunk by chunk and hand each on while the next one comes."""
+        answered = partial(self._answered, owner, output.token)
+        async with self._loads:
+            n = output.first_n
+            while n <= output.tip_n:
+                try:
+                    async for chunk in self._reader.commits(owner.workflow_id, n, output.tip_n):
+                        n = chunk[-1].n + 1
+                        self._replay.load(
+                            output.run_id,
+                            tuple(item.body for item in chunk),
+                            first=chunk[0].n == output.first_n,
+                            last=n > output.tip_n,
+                            on_answer=answered if n > output.tip_n else None,
+                        )
+                except HistoryError as error:
+                    block = Block(kind="history", message=error.message)
+                    self._later(owner, partial(owner.is_blocked, output.token, block, self._clock.now()))
+                    return
+                except BrokerError as error:
+                    logger.warning("reading the history of workflow %r: %r", owner.workflow_id, error)
+                    await trio.sleep(1.0)
+
+    def _do_publish(self, owner: RunOwner, output: out.Publish) -> None:
+        assert self._commits is not None
+        pending = PendingCommit(owner.workflow_id, output.n, output.commit_id, output.body)
+        self._commits.publish(pending, partial(self._resolved, owner))
+
+    def _resolved(self, owner: RunOwner, is_ours: bool) -> None:
+        if is_ours:
+            self._later(owner, lambda: owner.committed(self._clock.now()))
+        else:
+            logger.info("workflow %r: another owner has committed; loading its history", owner.workflow_id)
+            self._later(owner, lambda: owner.commit_lost(self._clock.now()))
+
+    def _do_dispatch(self, owner: RunOwner, output: out.Dispatch) -> None:
+        if self._is_draining:
+            # Left to the next owner, who finds an attempt that nobody runs.
+            owner.live.discard(output.attempt.key)
+            return
+        if not self._activities.serves(output.task_queue):
+            self._refuse_dispatch(owner, output)
+            return
+        self._activities.dispatch(output.attempt, output.task_queue, partial(self._ended, owner))
+
+    def _refuse_dispatch(self, owner: RunOwner, output: out.Dispatch) -> None:
+        words = f"no activity pool of this supervisor serves task queue {output.task_queue!r}: add an [[activity_pool]]"
+        failure = Failure(type="NoActivityPool", message=words)
+        outcome = AttemptFailed(key=output.attempt.key, started_at=self._clock.now(), reason="error", failure=failure)
+        owner.outcome(outcome, "", self._clock.now())
+
+    def _ended(self, owner: RunOwner, outcome: AttemptOutcome, worker: str) -> None:
+        if self._is_abandoned:
+            if isinstance(outcome, AttemptCompleted):
+                self._hand_over(owner.workflow_id, outcome, worker)
+            return
+        self._later(owner, lambda: owner.outcome(outcome, worker, self._clock.now()))
+        self._attempt_ended.set()
+
+    def _hand_over(self, workflow_id: str, outcome: AttemptOutcome, worker: str) -> None:
+        """The shard is somebody else's: its owner gets the result through the inbox."""
+        report = AttemptReport(workflow_id=workflow_id, worker=worker, outcome=outcome)
+        append = Append(subject=self._subjects.inbox(workflow_id, kind_of(report)), body=encode_envelope(report))
+
+        def stored(result: int | BrokerError) -> None:
+            if not isinstance(result, int):
+                logger.warning("result of %s/%d was not handed over: %r", workflow_id, outcome.key.activity_id, result)
+
+        self._broker.append_soon(append, stored)
+
+    def _do_arm(self, owner: RunOwner, output: out.Arm) -> None:
+        def done(error: BrokerError | None) -> None:
+            now = self._clock.now()
+            if error is None:
+                self._later(owner, lambda: owner.armed_at(output.n, output.due, now))
+            else:
+                self._spawn(self._arm_again, owner, output, error)
+
+        self._schedules.arm(owner.workflow_id, output.run_id, output.n, output.due, done)
+
+    async def _arm_again(self, owner: RunOwner, output: out.Arm, error: BrokerError) -> None:
+        logger.warning("arming the timer of workflow %r: %r", owner.workflow_id, error)
+        await trio.sleep(1.0)
+        self._later(owner, lambda: owner.arm_failed(output.n, self._clock.now()))
+
+    def _do_project(self, owner: RunOwner, output: out.Project) -> None:
+        record = project(output.state, blocked=output.blocked, revision=output.revision)
+        append = self._projection.append_for(record, output.last_seq)
+
+        def answered(outcome: int | BrokerError) -> None:
+            if isinstance(outcome, int):
+                self._later(owner, lambda: owner.projected(output.status_key, outcome, self._clock.now()))
+            else:
+                self._spawn(rewrite)
+
+        async def rewrite() -> None:
+            try:
+                seq = await self._projection.write(record, last_seq=output.last_seq)
+            except BrokerError as error:
+                logger.warning("writing the listing record of workflow %r: %r", owner.workflow_id, error)
+                self._later(owner, lambda: owner.projection_failed(self._clock.now()))
+                return
+            self._later(owner, lambda: owner.projected(output.status_key, seq, self._clock.now()))
+
+        self._broker.append_soon(append, answered)
+
+    def _do_closed(self, owner: RunOwner, output: out.Closed) -> None:
+        body = encode_hint(ClosedHint(run_id=output.run_id, n=output.n, event=output.terminal))
+        if len(body) > LARGE_HINT_BYTES:
+            body = encode_hint(ClosedHint(run_id=output.run_id, n=output.n))
+        self._broker.tell(self._subjects.closed_hint(owner.workflow_id), body)
+
+    def _do_ack(self, owner: RunOwner, output: out.Ack) -> None:
+        assert isinstance(output.handle, Delivery)
+        assert self._inbox is not None
+        self._inbox.ack(output.handle)
+
+    def _do_report(self, owner: RunOwner, output: out.Report) -> None:
+        self._report(output.level, output.message)
+
+    @staticmethod
+    def _report(level: str, message: str) -> None:
+        logger.log(logging.getLevelNamesMapping()[level.upper()], "%s", message)
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    def _do_wake_at(self, owner: RunOwner, output: out.WakeAt) -> None:
+        if output.when is None:
+            self._wake_of.pop(owner, None)
+            return
+        self._wake_of[owner] = output.when
+        heapq.heappush(self._wakes, (output.when, next(self._counter), owner))
+        if self._wakes[0][2] is owner:
+            self._alarm.set()
+
+    async def _keep_time(self) -> None:
+        """One heap for every run's next time; wakes what is due, and looks after schedules that did not fire."""
+        while True:
+            self._alarm = trio.Event()
+            due = self._next_time()
+            with trio.move_on_after(max(0.0, due - self._clock.now()) if due is not None else 3600.0):
+                await self._alarm.wait()
+            now = self._clock.now()
+            while self._wakes and self._wakes[0][0] <= now:
+                when, _, owner = heapq.heappop(self._wakes)
+                if self._wake_of.get(owner) == when:
+                    del self._wake_of[owner]
+                    self._later(owner, partial(owner.wake, now))
+            if self._is_active:
+                for schedule in self._schedules.republish_overdue(now):
+                    logger.warning("timer of workflow %r did not fire; armed again", schedule.workflow_id)
+
+    def _next_time(self) -> float | None:
+        while self._wakes and self._wake_of.get(self._wakes[0][2]) != self._wakes[0][0]:
+            heapq.heappop(self._wakes)
+        times = [self._wakes[0][0]] if self._wakes else []
+        if (check := self._schedules.next_check) is not None:
+            times.append(check)
+        return min(times, default=None)
+
+    def running(self, key: ActivityKey) -> bool:
+        """Whether this attempt was dispatched here and has not ended."""
+        return any(key in owner.live for owner in self._owners.values())
