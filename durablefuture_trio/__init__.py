@@ -1,5 +1,129 @@
 """Durable execution for Python: ordinary Trio programs that survive the death of any process, on NATS JetStream."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from durablefuture_trio._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from durablefuture_trio.authoring import (
+        ActivityDefinition,
+        ActivityInfo,
+        ActivityOptions,
+        WorkflowDefinition,
+        WorkflowInfo,
+        activity,
+        activity_options,
+        workflow,
+    )
+    from durablefuture_trio.client import connect
+    from durablefuture_trio.errors import (
+        ActivityError,
+        ApplicationError,
+        BrokerUnavailableError,
+        ChildWorkflowError,
+        ConfigError,
+        DurableFutureError,
+        HistoryError,
+        NamespaceError,
+        NondeterminismError,
+        PayloadError,
+        RequestFailedError,
+        SandboxViolationError,
+        UpdateRejectedError,
+        WorkflowAlreadyStartedError,
+        WorkflowCancelledError,
+        WorkflowError,
+        WorkflowFailedError,
+        WorkflowNotFoundError,
+        WorkflowTerminatedError,
+        WorkflowTimedOutError,
+    )
+    from durablefuture_trio.history.options import RetryPolicy
+
+# Where each public name lives. Lazy (PEP 562), because child processes and the command line import this package too,
+# and none of them needs all of it.
+_AUTHORING = "durablefuture_trio.authoring"
+_ERRORS = "durablefuture_trio.errors"
+_HOMES = {
+    "ActivityDefinition": _AUTHORING,
+    "ActivityInfo": _AUTHORING,
+    "ActivityOptions": _AUTHORING,
+    "WorkflowDefinition": _AUTHORING,
+    "WorkflowInfo": _AUTHORING,
+    "activity": _AUTHORING,
+    "activity_options": _AUTHORING,
+    "workflow": _AUTHORING,
+    "connect": "durablefuture_trio.client",
+    "RetryPolicy": "durablefuture_trio.history.options",
+    "ActivityError": _ERRORS,
+    "ApplicationError": _ERRORS,
+    "BrokerUnavailableError": _ERRORS,
+    "ChildWorkflowError": _ERRORS,
+    "ConfigError": _ERRORS,
+    "DurableFutureError": _ERRORS,
+    "HistoryError": _ERRORS,
+    "NamespaceError": _ERRORS,
+    "NondeterminismError": _ERRORS,
+    "PayloadError": _ERRORS,
+    "RequestFailedError": _ERRORS,
+    "SandboxViolationError": _ERRORS,
+    "UpdateRejectedError": _ERRORS,
+    "WorkflowAlreadyStartedError": _ERRORS,
+    "WorkflowCancelledError": _ERRORS,
+    "WorkflowError": _ERRORS,
+    "WorkflowFailedError": _ERRORS,
+    "WorkflowNotFoundError": _ERRORS,
+    "WorkflowTerminatedError": _ERRORS,
+    "WorkflowTimedOutError": _ERRORS,
+}
+
+__all__ = [
+    "ActivityDefinition",
+    "ActivityError",
+    "ActivityInfo",
+    "ActivityOptions",
+    "ApplicationError",
+    "BrokerUnavailableError",
+    "ChildWorkflowError",
+    "ConfigError",
+    "DurableFutureError",
+    "HistoryError",
+    "NamespaceError",
+    "NondeterminismError",
+    "PayloadError",
+    "RequestFailedError",
+    "RetryPolicy",
+    "SandboxViolationError",
+    "UpdateRejectedError",
+    "WorkflowAlreadyStartedError",
+    "WorkflowCancelledError",
+    "WorkflowDefinition",
+    "WorkflowError",
+    "WorkflowFailedError",
+    "WorkflowInfo",
+    "WorkflowNotFoundError",
+    "WorkflowTerminatedError",
+    "WorkflowTimedOutError",
+    "__version__",
+    "activity",
+    "activity_options",
+    "connect",
+    "workflow",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

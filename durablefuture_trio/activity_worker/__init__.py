@@ -1,1 +1,1 @@
-"""The activity child: a Trio process that runs activities, async ones as tasks and plain ones in threads."""
+"""The child process that runs activities: ``python -m durablefuture_trio.activity_worker <fd>``."""
