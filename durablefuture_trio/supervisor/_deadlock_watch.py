@@ -7,15 +7,13 @@ activation would cost three times what the activation itself costs.
 
 from __future__ import annotations
 
-import mmap
 import os
-import struct
 import sys
 import tempfile
 import time
 
-_PAGE_BYTES = 4096
-_COUNTERS = struct.Struct("<QQ")
+from durablefuture_trio.ports.activation_page import PAGE_BYTES, ActivationPage, PageState
+
 _MAX_STACK_BYTES = 64 * 1024
 
 WALL_FACTOR = 5.0
@@ -27,45 +25,51 @@ class ActivationWatch:
     """The page and the stack file of one child process. Closed with it.
 
     Attributes:
-        page_fd: two little-endian unsigned 64-bit integers: number of activations begun, and the CPU time of the
-            process in nanoseconds at the start of the last one.
+        page_fd: of the `ActivationPage`.
         stack_fd: where the child's faulthandler writes its stacks on SIGUSR1.
     """
 
     def __init__(self) -> None:
         self.page_fd = _memory_file("activations")
-        os.ftruncate(self.page_fd, _PAGE_BYTES)
-        self._page = mmap.mmap(self.page_fd, _PAGE_BYTES)
+        os.ftruncate(self.page_fd, PAGE_BYTES)
+        self._page = ActivationPage(self.page_fd)
         self.stack_fd = _memory_file("stacks")
-        self._seen: tuple[int, int] = (-1, -1)
-        self._cpu_s = 0.0
+        self._seen: tuple[int, int] | None = None
         self._wall_s = 0.0
         self._looked_at = 0.0
 
+    def read(self) -> PageState:
+        """What the child is busy with."""
+        return self._page.read()
+
     def rest(self) -> None:
         """Nothing is owed: the next look starts anew."""
-        self._seen = (-1, -1)
+        self._seen = None
 
-    def overdue(self, pid: int, answered: int, limit_s: float, now: float, interval_s: float) -> bool:
-        """Look once; True when the child is busy with one and the same activation for too long.
+    def overdue(
+        self, state: PageState, pid: int, answered: int, limit_s: float, *, now: float, interval_s: float
+    ) -> bool:
+        """Look once; True when the child is at one and the same thing for too long.
 
         Args:
+            state: the page as it was just read.
             answered: how many answers the child has given, ever.
             limit_s: CPU seconds one activation may take.
             now: monotonic time.
             interval_s: time between looks. A longer gap (this process did not run, the machine slept) is not the
                 child's fault and counts as two intervals at most.
         """
-        begun, begun_cpu_ns = _COUNTERS.unpack_from(self._page)
-        cpu_s = _process_cpu_s(pid)
-        if self._seen != (begun, answered):
-            self._seen = (begun, answered)
-            self._cpu_s = max(begun_cpu_ns / 1e9, cpu_s)
+        seen = (state.counter, answered)
+        if seen != self._seen:
+            self._seen = seen
             self._wall_s = 0.0
         else:
             self._wall_s += min(now - self._looked_at, 2 * interval_s)
         self._looked_at = now
-        return cpu_s - self._cpu_s > limit_s or self._wall_s > WALL_FACTOR * limit_s
+        if self._wall_s > WALL_FACTOR * limit_s:
+            return True
+        # Another look than the first, so that a page that was read while it was being written convicts nobody.
+        return state.busy and self._wall_s > 0 and _process_cpu_s(pid) - state.cpu_ns / 1e9 > limit_s
 
     def stack(self) -> str:
         """What faulthandler has written by now."""

@@ -3,60 +3,28 @@
 from __future__ import annotations
 
 import logging
-import signal
-import time
 from collections import deque
-from collections.abc import Callable
 from zlib import crc32
 
-import msgspec
 import trio
 
 from durablefuture_trio.history.events import Stimulus
 from durablefuture_trio.ports.children import ReplayAnswer
 from durablefuture_trio.ports.frames import (
-    FRAME_VERSION,
     Activate,
-    Activated,
-    Blocked,
-    Evict,
-    Evicted,
     Hello,
-    Loaded,
     LoadRun,
     Missing,
     Ready,
-    SandboxUp,
 )
-from durablefuture_trio.supervisor._children import Child, ChildSpec, Ended
-from durablefuture_trio.supervisor._deadlock_watch import ActivationWatch
+from durablefuture_trio.supervisor._replay_slot import OnAnswer, Question, ReplaySlot
 from durablefuture_trio.supervisor.settings import SandboxSettings
 
 log = logging.getLogger("durablefuture_trio.supervisor.replay")
 
-_MODULE = "durablefuture_trio.sandbox"
-_HASH_SEED = "0"
-"""The order of sets of strings has to be the same in every replay process there ever is."""
-
 _LOOKS_PER_LIMIT = 4
 _IDLE_LOOKS = 20
-_STACK_WAIT_S = 1.0
 _MAX_SUSPECTS = 1000
-
-OnAnswer = Callable[[ReplayAnswer], None]
-
-
-class _Question:
-    """A frame that a child has been sent or is to be sent, in the order of sending."""
-
-    __slots__ = ("exchange", "final", "is_load", "on_answer", "run_id")
-
-    def __init__(self, exchange: int, run_id: str, on_answer: OnAnswer | None, *, is_load: bool, final: bool) -> None:
-        self.exchange = exchange
-        self.run_id = run_id
-        self.on_answer = on_answer
-        self.is_load = is_load
-        self.final = final  # answered; chunks of a history are not, but for the last
 
 
 class _Load:
@@ -111,7 +79,7 @@ class SandboxReplayPool:
         slot = self._slot_of(run_id)
         self._exchange += 1
         slot.ask(
-            _Question(self._exchange, run_id, on_answer, is_load=False, final=True),
+            Question(self._exchange, run_id, on_answer, is_load=False, final=True),
             Activate(exchange=self._exchange, run_id=run_id, activation=activation, stimulus=stimulus),
         )
         self._where[run_id] = slot
@@ -141,7 +109,7 @@ class SandboxReplayPool:
             del self._loading[run_id]
         self._exchange += 1
         load.slot.ask(
-            _Question(self._exchange, run_id, on_answer, is_load=True, final=last),
+            Question(self._exchange, run_id, on_answer, is_load=True, final=last),
             LoadRun(exchange=self._exchange, run_id=run_id, commits=commits, first=first, last=last),
         )
         self._where[run_id] = load.slot
@@ -187,7 +155,7 @@ class SandboxReplayPool:
         if self._suspects:
             self._suspects.pop(run_id, None)
 
-    def slot_died(self, slot: ReplaySlot, questions: deque[_Question], verdict_on_first: ReplayAnswer | None) -> None:
+    def slot_died(self, slot: ReplaySlot, questions: deque[Question], verdict_on_first: ReplayAnswer | None) -> None:
         """Give the answers a dead child owed: its verdict to the run it was busy with, Missing to all others."""
         for run_id in [run_id for run_id, where in self._where.items() if where is slot]:
             del self._where[run_id]
@@ -203,7 +171,8 @@ class SandboxReplayPool:
                 )
 
     def excused(self, run_id: str) -> bool:
-        """Whether a death from outside is excused: the first one in a row is, the second convicts the run."""
+        """Whether a death is excused that may not be the run's fault (a signal from outside, or the page does not say
+        that it was being stepped): the first one in a row is, the second convicts the run."""
         deaths = self._suspects.get(run_id, 0) + 1
         if deaths > 1:
             self._suspects.pop(run_id)
@@ -232,178 +201,3 @@ class SandboxReplayPool:
             self._watch_wanted = trio.Event()
             if any(slot.owes for slot in self.slots):  # asked since the last look
                 self._watch_wanted.set()
-
-
-class ReplaySlot:
-    """The place of one replay process (a `_keeper.ChildSlot`)."""
-
-    exit_grace_s = 0.0  # a replay process has nothing to tidy up
-
-    def __init__(
-        self, pool: SandboxReplayPool, settings: SandboxSettings, hello: Hello, start_timeout_s: float, index: int
-    ) -> None:
-        self.name = f"{hello.name}/replay-{index}"
-        self.child: Child | None = None
-        self._pool = pool
-        self._settings = settings
-        self._hello = hello
-        self._start_timeout_s = start_timeout_s
-        self._questions: deque[_Question] = deque()
-        self._unsent: list[msgspec.Struct] = []
-        self._owed = 0
-        self._answered = 0
-        self._watch: ActivationWatch | None = None
-        self._deadlock: str | None = None
-
-    @property
-    def idle(self) -> bool:
-        return not self._questions
-
-    @property
-    def owes(self) -> bool:
-        """Whether an answer is awaited."""
-        return self._owed > 0
-
-    def next_child(self) -> ChildSpec:
-        self._close_watch()
-        self._watch = ActivationWatch()
-        settings: dict[str, str | int | float | bool | None] = {
-            "memory_limit_mb": self._settings.memory_limit_mb,
-            "cached_workflows": self._settings.cached_workflows,
-            "activity_fd": self._watch.page_fd,
-            "stack_fd": self._watch.stack_fd,
-        }
-        return ChildSpec(
-            module=_MODULE,
-            hello=msgspec.structs.replace(
-                self._hello, version=FRAME_VERSION, name=self.name, settings={**self._hello.settings, **settings}
-            ),
-            up_type=SandboxUp,
-            start_timeout_s=self._start_timeout_s,
-            environment={"PYTHONHASHSEED": _HASH_SEED},
-            inherited_fds=(self._watch.page_fd, self._watch.stack_fd),
-        )
-
-    def ask(self, question: _Question, frame: msgspec.Struct) -> None:
-        if self.child is not None:
-            self.child.send(frame)
-        else:
-            self._unsent.append(frame)
-        self._questions.append(question)
-        self._owed += question.final
-
-    def forget(self, run_id: str) -> None:
-        for question in self._questions:
-            if question.run_id == run_id:
-                question.on_answer = None
-        if self.child is not None:
-            self.child.send(Evict(run_id=run_id))
-        else:
-            self._unsent.append(Evict(run_id=run_id))
-
-    def child_ready(self, child: Child, ready: Ready) -> None:
-        self._pool.child_ready(ready)
-        self.child = child
-        unsent, self._unsent = self._unsent, []
-        for frame in unsent:
-            child.send(frame)
-
-    def handle(self, frame: SandboxUp) -> None:
-        match frame:
-            case Activated() | Loaded():
-                self._pool.run_answered(frame.run_id)
-                self._answer(frame)
-            case Blocked() | Missing():
-                self._pool.run_gone(self, frame.run_id)
-                self._answer(frame)
-            case Evicted():
-                self._pool.run_gone(self, frame.run_id)
-            case _:
-                log.error("%s sent an unexpected %s", self.name, type(frame).__name__)
-
-    def _answer(self, frame: ReplayAnswer) -> None:
-        # Children answer in order, so whatever was asked before this question has been dealt with.
-        questions = self._questions
-        while questions and questions[0].exchange <= frame.exchange:
-            question = questions.popleft()
-            self._owed -= question.final
-            self._answered += 1
-            if question.exchange == frame.exchange and question.on_answer is not None:
-                question.on_answer(frame)
-
-    def child_ended(self, child: Child, ended: Ended) -> None:
-        self._close_watch()
-        if not ended.was_ready:
-            return  # nothing was sent to it: the next one gets it
-        self.child = None
-        questions, self._questions = self._questions, deque()
-        self._owed = 0
-        verdict = self._verdict(questions[0], child, ended) if questions else None
-        self._deadlock = None
-        self._pool.slot_died(self, questions, verdict)
-
-    def _verdict(self, question: _Question, child: Child, ended: Ended) -> ReplayAnswer | None:
-        """What the run that was being stepped is told; None: replay it elsewhere."""
-        doing = "replayed the history of this run" if question.is_load else "ran this workflow"
-        if self._deadlock is not None:
-            return Blocked(
-                exchange=question.exchange,
-                run_id=question.run_id,
-                kind="deadlock",
-                message=f"Workflow code did not come to an await for more than {self._limit_s(question):g} s of CPU "
-                "(or much longer on the clock), and its process was killed. The stack shows where it was: move long "
-                "computations and blocking calls into activities.",
-                stack=self._deadlock,
-            )
-        if ended.status.signal_name in _FROM_OUTSIDE and self._pool.excused(question.run_id):
-            log.warning("%s was killed from outside while it %s %s", self.name, doing, question.run_id)
-            return None
-        return Blocked(
-            exchange=question.exchange,
-            run_id=question.run_id,
-            kind="crashed",
-            message=f"The replay process (pid {child.pid}) {ended.status} while it {doing}. Nothing is lost; the run "
-            "is tried again later. Look for native extensions called by workflow code, or raise "
-            "[sandbox] memory_limit_mb.",
-        )
-
-    # --- the watch ---
-
-    def _limit_s(self, question: _Question) -> float:
-        return self._settings.replay_timeout if question.is_load else self._settings.activation_timeout
-
-    def look(self, interval_s: float) -> bool:
-        """Whether the child is busy with one activation for too long."""
-        if self._watch is None or self.child is None:
-            return False
-        if not self._owed:
-            self._watch.rest()
-            return False
-        limit_s = self._limit_s(self._questions[0])
-        return self._watch.overdue(self.child.pid, self._answered, limit_s, time.monotonic(), interval_s)
-
-    async def kill_deadlocked(self) -> None:
-        """Have the child write its stack, then kill it; unless it goes on after all."""
-        child, watch, answered = self.child, self._watch, self._answered
-        if child is None or watch is None:
-            return
-        child.signal(signal.SIGUSR1)
-        stack = ""
-        with trio.move_on_after(_STACK_WAIT_S):
-            while self.child is child and (not stack or stack != watch.stack()):
-                stack = watch.stack()
-                await trio.sleep(0.02)
-        if self.child is child and self._answered == answered:
-            self._deadlock = stack
-            log.error("%s (pid %d) is killed: an activation does not end\n%s", self.name, child.pid, stack)
-            child.kill()
-            watch.rest()
-
-    def _close_watch(self) -> None:
-        if self._watch is not None:
-            self._watch.close()
-            self._watch = None
-
-
-_FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP")
-"""Signals that somebody else sends: an operator, or the kernel that is out of memory."""

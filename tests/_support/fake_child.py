@@ -7,11 +7,9 @@ signals under test happens. Run ids and activity names choose the behaviour by t
 from __future__ import annotations
 
 import faulthandler
-import mmap
 import os
 import signal
 import socket
-import struct
 import sys
 import time
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 import msgspec
 
 from durablefuture_trio.codec.payload import Failure
+from durablefuture_trio.ports.activation_page import ActivationPage
 from durablefuture_trio.ports.frame_codec import FrameReader, encode_frames
 from durablefuture_trio.ports.frames import (
     FRAME_VERSION,
@@ -49,8 +48,7 @@ class FakeChild:
         self._sock = sock
         self._cached: dict[str, int] = {}
         self._attempts: dict[Any, RunActivity] = {}
-        self._page: mmap.mmap | None = None
-        self._begun = 0
+        self._page: ActivationPage | None = None
 
     def send(self, *frames: msgspec.Struct) -> None:
         self._sock.sendall(encode_frames(frames))
@@ -101,7 +99,7 @@ class FakeChild:
             stack_fd, page_fd = hello.settings.get("stack_fd"), hello.settings.get("activity_fd")
             if isinstance(stack_fd, int) and isinstance(page_fd, int):
                 faulthandler.register(signal.SIGUSR1, file=stack_fd)
-                self._page = mmap.mmap(page_fd, 4096)
+                self._page = ActivationPage(page_fd)
             self.send(LogLine(level="info", logger="fake", message=f"hello {hello.name}"))
             self.ready()
 
@@ -131,18 +129,21 @@ class FakeChild:
         while True:
             pass
 
-    def begin(self) -> None:
+    def busy(self, exchange: int, word: str) -> None:
+        """Do what the word says, as an activation that the page shows."""
         if self._page is not None:
-            self._begun += 1
-            struct.pack_into("<QQ", self._page, 0, self._begun, time.process_time_ns())
+            self._page.exchange = exchange
+            self._page.begin()
+        self.misbehave(word)
+        if self._page is not None:
+            self._page.end()
 
     def activate(self, frame: Activate) -> None:
         if frame.activation != 1 and self._cached.get(frame.run_id) != frame.activation - 1:
             self._cached.pop(frame.run_id, None)
             self.send(Missing(exchange=frame.exchange, run_id=frame.run_id))
             return
-        self.begin()
-        self.misbehave(frame.run_id.split("-")[0])
+        self.busy(frame.exchange, frame.run_id.split("-")[0])
         self._cached[frame.run_id] = frame.activation
         if frame.run_id.startswith("lru"):
             del self._cached[frame.run_id]
@@ -153,8 +154,7 @@ class FakeChild:
         if frame.first:
             self._cached[frame.run_id] = 0
         for _ in frame.commits:
-            self.begin()
-            self.misbehave(frame.commits[0].decode())
+            self.busy(frame.exchange, frame.commits[0].decode())
         self._cached[frame.run_id] += len(frame.commits)
         if frame.last:
             self.send(Loaded(exchange=frame.exchange, run_id=frame.run_id, unmatched=(), wake_at=float(os.getpid())))

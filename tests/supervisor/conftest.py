@@ -11,7 +11,7 @@ from typing import TypeAlias
 import pytest
 import trio
 
-from durablefuture_trio.supervisor import _replay_pool, _worker_slot
+from durablefuture_trio.supervisor import _replay_slot, _worker_slot
 from durablefuture_trio.supervisor._channel import Outbox
 from durablefuture_trio.supervisor._tree import Children, run_children
 from durablefuture_trio.supervisor.settings import Settings
@@ -34,7 +34,7 @@ async def outbox() -> AsyncIterator[Outbox]:
 @pytest.fixture
 def fake_children(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the pools start fake children."""
-    monkeypatch.setattr(_replay_pool, "_MODULE", "tests._support.fake_child")
+    monkeypatch.setattr(_replay_slot, "_MODULE", "tests._support.fake_child")
     monkeypatch.setattr(_worker_slot, "_MODULE", "tests._support.fake_child")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
 
@@ -69,4 +69,4 @@ def eventually() -> Iterator[Callable[[Callable[[], object]], object]]:
                 pytest.fail(f"did not come true within {DEADLINE_S} s: {condition}")
             await trio.sleep(0.005)
 
-    yield wait
+    return wait

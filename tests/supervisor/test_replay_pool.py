@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from durablefuture_trio.history.events import TimerFired
-from durablefuture_trio.ports.frames import Activated, Blocked, Loaded, Missing
+from durablefuture_trio.ports.frames import Activated, Loaded, Missing
 from durablefuture_trio.supervisor._replay_pool import SandboxReplayPool
 from durablefuture_trio.supervisor.settings import SandboxSettings, Settings, SupervisorSettings
 
@@ -194,7 +194,7 @@ async def test_an_activation_that_blocks_without_computing_is_killed_at_the_wide
 async def test_a_stopped_process_is_killed_too_although_it_cannot_write_its_stack(
     open_children: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("durablefuture_trio.supervisor._replay_pool._STACK_WAIT_S", 0.1)
+    monkeypatch.setattr("durablefuture_trio.supervisor._replay_slot._STACK_WAIT_S", 0.1)
     async with open_children(settings(activation_timeout=0.1)) as children:
         asker = Asker(children.replay)
         children.replay.slots[0].child.signal(signal.SIGSTOP)
