@@ -30,11 +30,12 @@ OnMessage = Callable[[int, bytes, bytes, bytes, "bytes | None"], None]
 
 _READ_BUFFER_BYTES = 256 * 1024
 _PING_INTERVAL_S = 2
-_PINGS_OUTSTANDING = 3
+_PINGS_OUTSTANDING = 2
+"""A server silent for 4 to 6 seconds is given up and connected to anew."""
 
 
 class ConnectFailed(Exception):
-    """One attempt to connect failed. ``refused``: the server answered and does not want these credentials."""
+    """One attempt to connect failed. ``refused``: trying the same again is no use."""
 
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message)
@@ -101,7 +102,8 @@ class Connection(nats.aio.client.Client):
             on_closed()
         if self._socket is not None:
             self._socket.abort()
-        await super()._close(status, do_cbs)
+        if self._flush_queue is not None:  # otherwise connect() has not even begun, and nats-py cannot close
+            await super()._close(status, do_cbs)
 
 
 async def open_connection(
@@ -134,12 +136,11 @@ async def open_connection(
             tls_hostname=options.tls_hostname,
             tls_handshake_first=options.tls_handshake_first,
         )
-    except (TimeoutError, OSError, nats.errors.Error, ssl.SSLError) as error:
+    except (OSError, nats.errors.Error, ImportError) as error:
         await connection.close()
         # NoServersError says only that none was left; the reason went to the error callback.
         reason = connection.last_problem if isinstance(error, nats.errors.NoServersError) else error
-        text = str(reason) or type(reason).__name__
-        raise ConnectFailed(text, refused="authorization" in text.lower()) from error
+        raise ConnectFailed(str(reason) or type(reason).__name__, refused=_is_final(reason)) from error
     except BaseException:
         await connection.close()
         raise
@@ -147,3 +148,11 @@ async def open_connection(
         await connection.close()
         raise ConnectFailed("TLS is configured here, but the server does not ask for it", refused=True)
     return connection
+
+
+def _is_final(reason: Exception | None) -> bool:
+    """A missing package or file, a certificate that is not trusted, credentials that the server does not want."""
+    if isinstance(reason, ImportError | FileNotFoundError | ssl.SSLCertVerificationError):
+        return True
+    text = str(reason).lower()
+    return isinstance(reason, nats.errors.Error) and ("auth" in text or "invalid" in text)

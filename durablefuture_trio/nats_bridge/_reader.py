@@ -2,15 +2,13 @@
 
 One pull is open at a time. It asks for as many bytes as the reader may still hold; what ends it is decided by a table:
 
-=============================  ==============================================================================
-100 idle heartbeat             the consumer lives; its last sequence must be the one seen here
-404, 408                       the pull ended (nothing there, or expired): pull again
-409 Message Size Exceeds …     the pull's bytes are used up: pull again when there is room
-409 Batch Completed, others    the pull ended: pull again
-of pulls that name no loss
-409 Consumer Deleted           the reader is lost: "deleted"
-503 no responders              the consumer is gone: "deleted"
-=============================  ==============================================================================
+==============================  ===============================================================
+100 idle heartbeat              the consumer lives; its last sequence must be the one seen here
+404, 408                        the pull ended (nothing there, or expired): pull again
+409 Message Size Exceeds …      the pull's bytes are used up: pull again when there is room
+409 Batch Completed             the pull ended: pull again
+409 anything else, 503, others  the consumer cannot be read on (deleted, its leader moved): lost
+==============================  ===============================================================
 
 With a practically infinite acknowledgement wait (the owner's inbox) the server never sends a message again that was
 lost on the way, so the consumer sequence has to be contiguous, also at each heartbeat. With an ordinary wait (shared
@@ -19,6 +17,7 @@ task queues) a lost message comes again by itself, and the sequences are spread 
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 import outcome
@@ -34,6 +33,8 @@ from durablefuture_trio.nats_bridge._wire import (
     status_text,
 )
 from durablefuture_trio.ports.broker import NO_HEADERS, Delivery, ReaderLost
+
+logger = logging.getLogger("durablefuture_trio.nats")
 
 IDLE_HEARTBEAT_S = 2.0
 SILENCE_S = 5.0
@@ -203,7 +204,8 @@ class NatsReader:
             last = parse_headers(headers).get("Nats-Last-Consumer")
             if self._seen is not None and last is not None and int(last) != self._seen:
                 self._lose("gap")
-        elif status == 503 or (status == 409 and _names_loss(status_text(headers))):
+        elif not _only_ends_pull(status, headers):
+            logger.info("the consumer of %s is lost: %s", self._pull_subject.decode(), status_text(headers) or status)
             self._lose("deleted")
         elif of_this_pull:
             if status == 409 and not self._pull_delivered and self._pull_bytes >= self._credit:
@@ -212,8 +214,9 @@ class NatsReader:
             self._pull_ended()
 
 
-def _names_loss(text: str) -> bool:
-    return "consumer deleted" in text.lower() or "leadership change" in text.lower()
+def _only_ends_pull(status: int, headers: bytes) -> bool:
+    text = status_text(headers).lower()
+    return status in {404, 408} or (status == 409 and ("maxbytes" in text or "batch completed" in text))
 
 
 def consumer_config(name: str, subject: str, *, ack_wait_s: float | None, max_ack_pending: int) -> dict[str, str | int]:

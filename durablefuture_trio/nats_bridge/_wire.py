@@ -16,6 +16,8 @@ import msgspec
 from durablefuture_trio.ports.broker import NO_HEADERS, Append, Headers
 
 _HEADER_START = "NATS/1.0\r\n"
+_MAX_SUBJECT_CHARS = 900
+"""Four bytes each, and the rest of the line, stay under the server's 4 KiB for a command: past it, it hangs up."""
 _SUBJECT = re.compile(r"[^\s\x00-\x20\x7f]+")
 _HEADER_NAME = re.compile(r"[!-9;-~]+")
 _LINE_BREAK = re.compile(r"[\r\n]")
@@ -43,10 +45,10 @@ def encode_subject(subject: str) -> bytes:
     """Refuse what would break out of the command line.
 
     Raises:
-        ValueError: empty, or with white space or control characters.
+        ValueError: empty, too long, or with white space or control characters.
     """
-    if not _SUBJECT.fullmatch(subject):
-        raise ValueError(f"not a NATS subject: {subject!r}")
+    if len(subject) > _MAX_SUBJECT_CHARS or not _SUBJECT.fullmatch(subject):
+        raise ValueError(f"not a NATS subject, or one of more than {_MAX_SUBJECT_CHARS} characters: {subject!r}")
     return subject.encode()
 
 

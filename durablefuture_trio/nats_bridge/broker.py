@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -46,6 +47,8 @@ from durablefuture_trio.ports.broker import (
     StreamState,
     TooLarge,
 )
+
+logger = logging.getLogger("durablefuture_trio.nats")
 
 OLDEST_SERVER = (2, 12)
 """Atomic expectations, message schedules and TTLs as used here came with nats-server 2.12."""
@@ -157,15 +160,9 @@ class NatsBroker:
             return []
         return await self._api.last_of_each(stream, list(subjects))
 
-    async def scan(self, stream: str, subject: str, *, after: int = 0) -> AsyncIterator[Stored]:
+    def scan(self, stream: str, subject: str, *, after: int = 0) -> AsyncIterator[Stored]:
         """See `Broker`."""
-        left = 1
-        while left:
-            messages, left = await self._api.page_after(stream, subject, after)
-            for message in messages:
-                yield message
-            if messages:
-                after = messages[-1].seq
+        return _Scan(self._api, stream, subject, after)
 
     # --- consumers ---
 
@@ -235,9 +232,14 @@ class NatsBroker:
                 body=body,
                 headers=own_headers(parse_headers(headers)) if headers is not None else NO_HEADERS,
             )
-            if send.statistics().current_buffer_used >= _LISTEN_BUFFER_MESSAGES:
+            try:
+                send.send_nowait(message)
+            except trio.WouldBlock:
                 receive.receive_nowait()
-            send.send_nowait(message)
+                send.send_nowait(message)
+            except trio.BrokenResourceError:
+                # The listener has closed its end, and will leave.
+                logger.debug("a message on %s came when nobody listened any more", message.subject)
 
         subscription = self._link.subscribe(encode_subject(subject), sink)
         try:
@@ -246,6 +248,33 @@ class NatsBroker:
                 yield receive
         finally:
             self._link.unsubscribe(subscription)
+
+
+class _Scan:
+    """An iterator and no generator, so that a loop over it may be left at any point without `aclosing`."""
+
+    def __init__(self, api: JetStream, stream: str, subject: str, after: int) -> None:
+        self._api = api
+        self._stream = stream
+        self._subject = subject
+        self._after = after
+        self._page: Iterator[Stored] = iter(())
+        self._more = True
+
+    def __aiter__(self) -> _Scan:
+        return self
+
+    async def __anext__(self) -> Stored:
+        message = next(self._page, None)
+        while message is None:
+            if not self._more:
+                raise StopAsyncIteration
+            messages, left = await self._api.page_after(self._stream, self._subject, self._after)
+            self._more = left > 0
+            self._page = iter(messages)
+            message = next(self._page, None)
+        self._after = message.seq
+        return message
 
 
 def stream_config(spec: StreamSpec) -> dict[str, Any]:

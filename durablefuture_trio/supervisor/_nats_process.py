@@ -75,7 +75,7 @@ def start_nats_server(binary: str, config: Path, log: Path) -> subprocess.Popen[
             stdout=output,
             stderr=output,
             start_new_session=True,
-            preexec_fn=_die_with_parent(os.getpid()),
+            preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509 - one call into libc that is bound already
         )
 
 
