@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from durablefuture_trio._version import __version__
 
+# Type checkers take any variable of this name for true; importing it would make `typing` the better part of the cost.
+TYPE_CHECKING = False
+
 if TYPE_CHECKING:
+    from typing import Any
+
     from durablefuture_trio.authoring import (
         ActivityDefinition,
         ActivityInfo,
