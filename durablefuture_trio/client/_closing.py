@@ -1,0 +1,170 @@
+"""Waiting for runs to close: subscribe to the close hint, look in the history, wait, look again every few seconds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import msgspec
+import trio
+
+from durablefuture_trio.client._reading import last_commit, persistently, terminal_at
+from durablefuture_trio.client._timing import LOOK_EVERY_S, jittered
+from durablefuture_trio.history.events import Terminal
+from durablefuture_trio.ports.broker import Broker, BrokerError
+from durablefuture_trio.protocol.envelope import ClosedHint, decode_hint
+from durablefuture_trio.protocol.loading import HistoryReader
+from durablefuture_trio.protocol.subjects import Subjects
+
+logger = logging.getLogger("durablefuture_trio.client")
+
+_MAX_HINTS = 16
+"""Hints a waiter keeps before it knows which run it waits for."""
+
+
+class Closing(msgspec.Struct, frozen=True):
+    """How a run ended."""
+
+    run_id: str
+    event: Terminal
+
+
+class CloseWaiter:
+    """One task that waits for a run of a workflow id; fed by the shared subscription."""
+
+    def __init__(self) -> None:
+        self._hints: dict[str, ClosedHint] = {}
+        self._told = trio.Event()
+
+    def tell(self, hint: ClosedHint) -> None:
+        """A run of the id has closed."""
+        self._hints[hint.run_id] = hint
+        if len(self._hints) > _MAX_HINTS:
+            del self._hints[next(iter(self._hints))]
+        self._told.set()
+
+    def take(self, run_id: str) -> ClosedHint | None:
+        """The hint about this run, if it has come."""
+        return self._hints.pop(run_id, None)
+
+    async def told(self) -> None:
+        """Wait for the next hint."""
+        await self._told.wait()
+        self._told = trio.Event()
+
+
+class _Subscription:
+    def __init__(self) -> None:
+        self.waiters: set[CloseWaiter] = set()
+        self.ready = trio.Event()
+        self.scope = trio.CancelScope()
+
+
+class CloseHints:
+    """One subscription for each workflow id that somebody waits for; `nursery` runs them."""
+
+    def __init__(self, broker: Broker, subjects: Subjects, nursery: trio.Nursery) -> None:
+        self._broker = broker
+        self._subjects = subjects
+        self._nursery = nursery
+        self._subscriptions: dict[str, _Subscription] = {}
+
+    @asynccontextmanager
+    async def watch(self, workflow_id: str) -> AsyncIterator[CloseWaiter]:
+        """Subscribed from the moment it is entered."""
+        subscription = self._subscriptions.get(workflow_id)
+        if subscription is None:
+            subscription = self._subscriptions[workflow_id] = _Subscription()
+            self._nursery.start_soon(self._listen, workflow_id, subscription)
+        waiter = CloseWaiter()
+        subscription.waiters.add(waiter)
+        try:
+            await subscription.ready.wait()
+            yield waiter
+        finally:
+            subscription.waiters.discard(waiter)
+            if not subscription.waiters:
+                # Forgotten before it has ended: whoever comes next must not share a subscription that is closing.
+                del self._subscriptions[workflow_id]
+                subscription.scope.cancel()
+
+    async def _listen(self, workflow_id: str, subscription: _Subscription) -> None:
+        subject = self._subjects.closed_hint(workflow_id)
+        with subscription.scope:
+            while True:
+                try:
+                    async with self._broker.listen(subject) as messages:
+                        subscription.ready.set()
+                        async for message in messages:
+                            self._deliver(message.body, subscription)
+                    return
+                except BrokerError as error:
+                    logger.debug("cannot subscribe to %s just now: %r", subject, error)
+                await trio.sleep(jittered(1.0))
+
+    @staticmethod
+    def _deliver(body: bytes, subscription: _Subscription) -> None:
+        try:
+            hint = decode_hint(body)
+        except msgspec.MsgspecError as error:
+            logger.warning("a close hint cannot be read (%s); looking in the history instead", error)
+            return
+        for waiter in subscription.waiters:
+            waiter.tell(hint)
+
+
+class Closings:
+    """Finds out how runs ended."""
+
+    def __init__(self, reader: HistoryReader, hints: CloseHints) -> None:
+        self._reader = reader
+        self._hints = hints
+
+    def watch(self, workflow_id: str) -> AbstractAsyncContextManager[CloseWaiter]:
+        """Subscribe to the closes of a workflow id; see `CloseHints.watch`."""
+        return self._hints.watch(workflow_id)
+
+    async def of(self, workflow_id: str, run_id: str | None) -> Closing:
+        """Wait for a run (None: the latest one) to close, for as long as the caller's scope allows.
+
+        Raises:
+            WorkflowNotFoundError, HistoryError, BrokerUnavailableError: as in `last_commit` and `persistently`.
+        """
+        async with self.watch(workflow_id) as waiter:
+            if run_id is None:
+                run_id = await self._latest_run(workflow_id)
+            return await self.told_to(waiter, workflow_id, run_id, look_first=True)
+
+    async def told_to(self, waiter: CloseWaiter, workflow_id: str, run_id: str, *, look_first: bool) -> Closing:
+        """Wait for a run to close, as a task that is subscribed already.
+
+        Args:
+            look_first: the run may have closed before the subscription.
+        """
+        look = look_first
+        while True:
+            if look and (closing := await self._look(workflow_id, run_id)) is not None:
+                return closing
+            if (hint := waiter.take(run_id)) is not None:
+                if hint.event is not None:
+                    return Closing(run_id, hint.event)
+                look = True  # too large for a hint: the history has it
+                continue
+            with trio.move_on_after(jittered(LOOK_EVERY_S)) as patience:
+                await waiter.told()
+            look = patience.cancelled_caught
+
+    async def _latest_run(self, workflow_id: str) -> str:
+        async def read() -> str:
+            return (await last_commit(self._reader, workflow_id, None)).commit.run_id
+
+        return await persistently(f"the history of workflow {workflow_id!r}", read)
+
+    async def _look(self, workflow_id: str, run_id: str) -> Closing | None:
+        async def read() -> Closing | None:
+            commit = await last_commit(self._reader, workflow_id, run_id)
+            event = await terminal_at(self._reader, workflow_id, commit)
+            return None if event is None else Closing(run_id, event)
+
+        return await persistently(f"the history of workflow {workflow_id!r}", read)

@@ -1,0 +1,77 @@
+"""Reading histories for clients: which commit a run ended in, and patience while the server does not answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from durablefuture_trio.client._timing import EXPLAIN_AFTER_S, jittered
+from durablefuture_trio.errors import BrokerUnavailableError, WorkflowNotFoundError
+from durablefuture_trio.history.events import Terminal
+from durablefuture_trio.ports.broker import BrokerError, Incomplete, NoAnswer
+from durablefuture_trio.protocol.loading import HistoryReader, NumberedCommit, terminal_of
+
+logger = logging.getLogger("durablefuture_trio.client")
+
+T = TypeVar("T")
+
+
+async def persistently(what: str, read: Callable[[], Awaitable[T]]) -> T:
+    """The answer to `read`, asked again as long as the server does not answer and the caller's scope allows.
+
+    Raises:
+        BrokerUnavailableError: the server refuses.
+    """
+    explain_at = trio.current_time() + EXPLAIN_AFTER_S
+    while True:
+        try:
+            return await read()
+        except (NoAnswer, Incomplete) as error:
+            if trio.current_time() >= explain_at:
+                logger.warning("cannot read %s: the server does not answer (%r); trying on", what, error)
+                explain_at = trio.current_time() + 60.0
+        except BrokerError as error:
+            raise unavailable(what, error) from error
+        await trio.sleep(jittered(1.0))
+
+
+def unavailable(what: str, error: BrokerError) -> BrokerUnavailableError:
+    """The user's error for a server that refuses to be read."""
+    return BrokerUnavailableError(
+        f"cannot read {what}: {error}. Check that the namespace is set up (a supervisor does that) and that this user "
+        "may read it."
+    )
+
+
+async def last_commit(reader: HistoryReader, workflow_id: str, run_id: str | None) -> NumberedCommit:
+    """The last commit of a run; None is the latest run of the id.
+
+    Raises:
+        WorkflowNotFoundError: there is no such run, and the stream's leader says so too.
+        HistoryError: the history is damaged. BrokerError: as the server says.
+    """
+    for confirmed in (False, True):
+        commit = await reader.tip(workflow_id, confirmed=confirmed)
+        while commit is not None and run_id is not None and commit.commit.run_id != run_id:
+            commit = await reader.run_before(commit, workflow_id)
+        if commit is not None:
+            return commit
+    run = f" has no run {run_id!r}" if run_id else " is not known"
+    raise WorkflowNotFoundError(
+        f"workflow {workflow_id!r}{run} in this namespace: check the id and the namespace (closed runs are removed "
+        "after their retention time)",
+        workflow_id=workflow_id,
+        run_id=run_id or "",
+    )
+
+
+async def terminal_at(reader: HistoryReader, workflow_id: str, commit: NumberedCommit) -> Terminal | None:
+    """The event that closed the run whose last commit is given, or None if it is open."""
+    while not commit.commit.events and commit.n > commit.commit.first_n:
+        # A commit without events only remembers refused requests; the close is before it.
+        async for chunk in reader.commits(workflow_id, commit.n - 1, commit.n - 1):
+            commit = chunk[0]
+    return terminal_of(commit.commit)
