@@ -96,6 +96,19 @@ class Consumer:
         """The server came back without an acknowledgement: the message waits for one again."""
         self._unacked[seq] = _Unacked(self._deadline(now), 1)
 
+    def forgot_delivery(self, seqs: Iterable[int]) -> None:
+        """The server came back without having delivered these: they are to be delivered for the first time."""
+        for seq in seqs:
+            del self._unacked[seq]
+            self._again.pop(seq, None)
+            self._todo[seq] = None
+        self._todo = dict.fromkeys(sorted(self._todo))
+
+    @property
+    def unacked(self) -> list[int]:
+        """The sequences that wait for an acknowledgement."""
+        return list(self._unacked)
+
     # --- what readers tell it -----------------------------------------------------------------------------------------
 
     def ack(self, seq: int) -> bool:

@@ -126,6 +126,8 @@ class FaultPlan:
             performed by the server nevertheless, so much later.
         dead_link_for: how long after the loss of a link the server goes on delivering into it.
         forgotten_ack: the share of recent acknowledgements a killed server has forgotten when it comes back.
+        forgotten_delivery: the share of unacknowledged deliveries a killed server has forgotten: they are delivered again
+            with count 1, also where the acknowledgement wait is endless (m).
         append_hook: asked before every publish with the link's name; a fate, or None for the dice.
     """
 
@@ -155,6 +157,7 @@ class FaultPlan:
     lands_after_link_loss_by: Span = (0.0, 10.0)
     dead_link_for: Span = (0.0, 0.0)
     forgotten_ack: float = 0.0
+    forgotten_delivery: float = 0.0
     append_hook: Callable[[str, Append], AppendFate | None] | None = None
     _appends: _Script[AppendFate] = field(default_factory=_Script, repr=False)
     _reads: _Script[ReadFate] = field(default_factory=_Script, repr=False)

@@ -278,8 +278,14 @@ class HostedStream:
             armed.collected = armed.covered = False
             self._arm(seq, armed)
         for consumer in self.consumers.values():
+            self._forget_deliveries(consumer)
             consumer.watched = False
             self._watch_ack_wait(consumer)
+
+    def _forget_deliveries(self, consumer: Consumer) -> None:
+        share, rng = self._host.faults.forgotten_delivery, self._host.rng
+        if share > 0:
+            consumer.forgot_delivery([seq for seq in consumer.unacked if rng.random() < share])
 
     def _forget_acks(self, count: int | None) -> None:
         host = self._host
