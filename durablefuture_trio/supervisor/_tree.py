@@ -95,6 +95,7 @@ def _build(settings: Settings, member: str, pickled: bytes) -> Children:
         modules=settings.supervisor.modules,
         sys_path=settings.import_path,
         pickled=pickled,
+        settings={"log_level": settings.log.level},
     )
     start_timeout_s = settings.supervisor.start_timeout
     replay = None
