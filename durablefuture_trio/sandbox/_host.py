@@ -10,7 +10,7 @@ from typing import Protocol
 from durablefuture_trio.engine.commands import Command
 from durablefuture_trio.engine.replay import CommandMatcher
 from durablefuture_trio.errors import HistoryError, NondeterminismError
-from durablefuture_trio.history.commit import Commit, decode_commit
+from durablefuture_trio.history.commit import Commit, decode_commit, own_events
 from durablefuture_trio.history.events import Event, EventClass, Stimulus, WorkflowStarted, class_of
 from durablefuture_trio.ports.frames import (
     Activate,
@@ -179,7 +179,7 @@ class ReplayHost:
         if replay.error is not None:
             return
         commit = replay.decode(body)
-        for event in commit.events:
+        for event in own_events(commit):
             event_class = class_of(event)
             if event_class is EventClass.COMMAND:
                 replay.matcher.record(event)

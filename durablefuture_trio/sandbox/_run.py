@@ -26,7 +26,7 @@ from durablefuture_trio.sandbox._blocked import RunBlockedError
 from durablefuture_trio.sandbox._calls import DurableCalls
 from durablefuture_trio.sandbox._guards import Guards
 from durablefuture_trio.sandbox._sources import source_of_traceback
-from durablefuture_trio.sandbox._trio_driver import TrioDriver
+from durablefuture_trio.sandbox._trio_driver import RunDropped, TrioDriver
 
 
 class RunnableWorkflow(Protocol):
@@ -152,11 +152,11 @@ class WorkflowRun:
         current_run.set(self)
         try:
             result = await self._definition.fn(*self._arguments)
-        except GeneratorExit:
-            raise
-        except BaseException as error:  # noqa: BLE001 - the outermost frame of the run: no scope is left to catch Cancelled
-            if not self._closing:
-                self._fail(error)
+        except BaseException as error:
+            if self._closing:
+                raise
+            # The outermost frame of the run: no scope is left that a Cancelled could belong to.
+            self._fail(error)
         else:
             self._complete(result)
 
@@ -253,7 +253,7 @@ class WorkflowRun:
     ) -> Any:
         """Schedule an activity and wait for its result, or raise `ActivityError`."""
         if self._closing:
-            raise GeneratorExit("the run is being dropped from memory")
+            raise RunDropped
         return await self._calls.call(name, codec.encode_arguments(arguments), options, result_type)
 
 

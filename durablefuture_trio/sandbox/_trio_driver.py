@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextvars
 import gc
 import sys
+import warnings
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from types import TracebackType
@@ -38,8 +39,13 @@ from trio._core._thread_cache import ThreadCache
 
 from durablefuture_trio.errors import SandboxViolationError
 
-MAX_CLOSES = 1000
+MAX_AWAITS_REFUSED = 1000
 """How often a coroutine that goes on awaiting is told to end when its run is dropped."""
+
+
+class RunDropped(BaseException):
+    """The run is leaving memory. User code that catches it is told again."""
+
 
 _live: set[TrioDriver] = set()
 """Drivers that were not closed. The ``finally`` of a generator that is merely forgotten would wipe the context of
@@ -64,6 +70,9 @@ class _SpawnOrder:
 
 
 SPAWN_ORDER = _SpawnOrder()
+
+DETERMINISTIC = True
+"""Turned off only by the test that shows what happens then."""
 
 
 class _WorkflowClock(trio.abc.Clock):
@@ -158,15 +167,26 @@ class _OrderedAsyncGenerators(AsyncGenerators):
             self.runner.entry_queue.run_sync_soon(self._finalize_soon, agen)
         else:
             self._found.append((number, agen))
+            return
+        # Last, because a strict warnings filter makes it raise.
+        warnings.warn(
+            f"Async generator {agen.__qualname__!r} was garbage collected before it had been exhausted. Surround its use "
+            "in 'async with aclosing(...):' to ensure that it gets cleaned up as soon as you're done using it.",
+            ResourceWarning,
+            stacklevel=2,
+            source=agen,
+        )
 
     def _finalize_soon(self, agen: Any) -> None:
         try:
-            self.runner.spawn_system_task(self._finalize_one, agen, agen.__qualname__)
+            self.runner.spawn_system_task(
+                self._finalize_one, agen, agen.__qualname__, name=f"close asyncgen {agen.__qualname__} (abandoned)"
+            )
         except RuntimeError:  # the system nursery was closed meanwhile
             self._found.append((self._numbers.get(agen, 0), agen))
 
     async def finalize_remaining(self, runner: Runner) -> None:
-        for _ in range(MAX_CLOSES):
+        for _ in range(MAX_AWAITS_REFUSED):
             remaining = self.take_remaining()
             if not remaining:
                 return
@@ -265,10 +285,10 @@ class TrioDriver:
                 _detach(task)
             for task in tasks:
                 GLOBAL_RUN_CONTEXT.task = task
-                _close_coroutine(task.coro)
+                _end_coroutine(task.coro)
             self._asyncgens.stepping = False
             for agen in self._asyncgens.take_remaining():
-                _close_coroutine(_Closing(agen))
+                _end_generator(agen)
             # With nothing left the loop ends by itself, without its warning about abandoned runs.
             self._runner.tasks.clear()
             self._runner.runq.clear()
@@ -313,7 +333,7 @@ class _Stepping:
         asyncgens.stepping = True
         sys.set_asyncgen_hooks(firstiter=asyncgens.firstiter, finalizer=asyncgens.finalizer)
         trio_run._r = SPAWN_ORDER  # type: ignore[assignment] # noqa: SLF001
-        trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc] # noqa: SLF001
+        trio_run._ALLOW_DETERMINISTIC_SCHEDULING = DETERMINISTIC  # type: ignore[misc] # noqa: SLF001
         sniffio_library.name = "trio"
         current.clear()
         current.update(self._driver._context)  # noqa: SLF001
@@ -347,30 +367,23 @@ def _detach(task: trio.lowlevel.Task) -> None:
         nursery._children.clear()  # noqa: SLF001
 
 
-class _Closing:
-    """An async generator that is closed like a coroutine: its first await is the last."""
-
-    def __init__(self, agen: Any) -> None:
-        self._agen = agen
-
-    def close(self) -> None:
+def _end_coroutine(coroutine: Any) -> None:
+    # Not close(): when an inner coroutine awaits on its way out, close() gives up on it, to be freed later.
+    for _ in range(MAX_AWAITS_REFUSED):
         try:
-            self._agen.aclose().send(None)
-        except StopIteration:
-            return
-        raise RuntimeError("asynchronous generator awaited while it was closed")
-
-
-def _close_coroutine(coroutine: Any) -> None:
-    for _ in range(MAX_CLOSES):
-        try:
-            coroutine.close()
-        except BaseException:  # noqa: BLE001 - user code's last words; the run is dropped and replayed if needed
-            if getattr(coroutine, "cr_frame", None) is None and not isinstance(coroutine, _Closing):
-                return
-        else:
+            coroutine.throw(RunDropped())
+        except BaseException:  # noqa: BLE001 - user code's last words; the run is dropped, and replayed if it is needed
             return
     _unclosable.append(coroutine)
+
+
+def _end_generator(agen: Any) -> None:
+    ending = agen.athrow(RunDropped())
+    try:
+        ending.send(None)
+    except BaseException:  # noqa: BLE001 - as in _end_coroutine
+        return
+    _end_coroutine(ending)
 
 
 def threads_of_trio() -> tuple[type, str]:
