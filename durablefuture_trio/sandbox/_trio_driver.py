@@ -161,27 +161,24 @@ class _OrderedAsyncGenerators(AsyncGenerators):
         self._counter += 1
         self._numbers[agen] = self._counter
 
-    def finalizer(self, agen: AsyncGenerator[object, Any]) -> None:
-        number = self._numbers.get(agen, 0)
-        if self.stepping and self.runner.system_nursery is not None and not self.runner.system_nursery._closed:  # noqa: SLF001
-            self.runner.entry_queue.run_sync_soon(self._finalize_soon, agen)
-        else:
-            self._found.append((number, agen))
+    def finalizer(self, agen: Any) -> None:
+        name = agen.__qualname__
+        if not self.stepping or self.runner.system_nursery is None or self.runner.system_nursery._closed:  # noqa: SLF001
+            self._found.append((self._numbers.get(agen, 0), agen))
             return
+        self.runner.entry_queue.run_sync_soon(self._finalize_soon, agen, name)
         # Last, because a strict warnings filter makes it raise.
         warnings.warn(
-            f"Async generator {agen.__qualname__!r} was garbage collected before it had been exhausted. Surround its use "
-            "in 'async with aclosing(...):' to ensure that it gets cleaned up as soon as you're done using it.",
+            f"Async generator {name!r} was garbage collected before it had been exhausted. Surround its use in 'async "
+            "with aclosing(...):' to ensure that it gets cleaned up as soon as you're done using it.",
             ResourceWarning,
             stacklevel=2,
             source=agen,
         )
 
-    def _finalize_soon(self, agen: Any) -> None:
+    def _finalize_soon(self, agen: Any, name: str) -> None:
         try:
-            self.runner.spawn_system_task(
-                self._finalize_one, agen, agen.__qualname__, name=f"close asyncgen {agen.__qualname__} (abandoned)"
-            )
+            self.runner.spawn_system_task(self._finalize_one, agen, name, name=f"close asyncgen {name} (abandoned)")
         except RuntimeError:  # the system nursery was closed meanwhile
             self._found.append((self._numbers.get(agen, 0), agen))
 
@@ -280,13 +277,13 @@ class TrioDriver:
             _live.discard(self)
             return
         with _Stepping(self):
+            self._asyncgens.stepping = False  # generators that are freed now are ended below
             tasks = sorted(self._runner.tasks, key=lambda task: task._counter, reverse=True)  # noqa: SLF001
             for task in tasks:
                 _detach(task)
             for task in tasks:
                 GLOBAL_RUN_CONTEXT.task = task
                 _end_coroutine(task.coro)
-            self._asyncgens.stepping = False
             for agen in self._asyncgens.take_remaining():
                 _end_generator(agen)
             # With nothing left the loop ends by itself, without its warning about abandoned runs.

@@ -37,8 +37,8 @@ MOMENTS = (1, 1, 2, 2, 3, 5)
 
 _KINDS = {
     "call": 9, "abandonable": 3, "fan": 4, "sleep": 4, "checkpoint": 2, "nursery": 5, "start": 2, "within": 6,
-    "shield": 2, "cancel": 3, "wait": 2, "set": 3, "lock": 2, "limit": 1, "send": 2, "receive": 2, "notify": 1, "await_notice": 1,
-    "raise": 1, "guarded": 2, "compensate": 3, "generator": 1, "dice": 1,
+    "shield": 2, "cancel": 3, "wait": 2, "set": 3, "lock": 2, "limit": 1, "send": 2, "receive": 2, "notify": 1,
+    "await_notice": 1, "raise": 1, "guarded": 2, "compensate": 3, "generator": 1, "dice": 1,
 }  # fmt: skip
 _LEAVES = ("call", "abandonable", "sleep", "checkpoint", "cancel", "wait", "set", "send", "receive", "notify", "dice")
 

@@ -28,6 +28,9 @@ from durablefuture_trio.sandbox import _calls, _trio_driver
 from tests._support.random_programs import Scatter, digests, new_host, new_story, tell
 from tests._support.sandbox import Story, body_of, event_of
 
+# Some programs leave an async generator in the middle, on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
+
 PROGRAMS = int(os.environ.get("DURABLEFUTURE_RANDOM_PROGRAMS", "300"))
 ROOT = Path(__file__).parents[2]
 

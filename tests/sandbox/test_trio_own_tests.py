@@ -44,7 +44,8 @@ def test_the_tests_that_trio_ships_pass_under_the_driver_but_for_threads_signals
     finished = subprocess.run(
         [
             sys.executable, "-m", "pytest", "-q", "--tb=short", "-c", os.devnull, f"--rootdir={tmp_path}",
-            "-p", "no:cacheprovider", "-p", "no:trio", "-p", "no:hypothesispytest", "-p", "tests._support.trio_own_tests",
+            "-p", "no:cacheprovider", "-p", "no:trio", "-p", "no:hypothesispytest",
+            "-p", "tests._support.trio_own_tests",
             f"--junitxml={report}", "--pyargs", *MODULES,
         ],
         cwd=tmp_path,
