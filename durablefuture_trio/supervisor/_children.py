@@ -270,7 +270,7 @@ class _ExitWatch:
         if self._fd >= 0:
             await trio.lowlevel.wait_readable(self._fd)
         else:
-            await trio.to_thread.run_sync(_wait_unreaped, self._pid, abandon_on_cancel=True)
+            await _wait_kqueue(self._pid)
         self._over = True
 
     def close(self) -> None:
@@ -281,8 +281,24 @@ class _ExitWatch:
             self._over = True
 
 
-def _wait_unreaped(pid: int) -> None:
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+async def _wait_kqueue(pid: int) -> None:
+    """The same where there are no pidfds, on macOS and the BSDs."""
+    if sys.platform != "linux":
+        import select
+
+        kqueue = trio.lowlevel.current_kqueue()
+        event = select.kevent(pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD | select.KQ_EV_ONESHOT, select.KQ_NOTE_EXIT)
+        try:
+            kqueue.control([event], 0)
+        except ProcessLookupError:  # a zombie already
+            return
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            event.flags = select.KQ_EV_DELETE
+            kqueue.control([event], 0)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_kevent(pid, select.KQ_FILTER_PROC, abort)
 
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}

@@ -126,6 +126,7 @@ async def test_a_workflow_is_stepped_and_its_activity_runs(children: Children, e
     (command,) = answers.pop().commands
     assert isinstance(command, CompleteWorkflow)
     assert command.result == Payload(b"50")
+    assert not replay.cached("sum_up"), "nothing is kept of a run that has come to its end"
 
 
 async def test_workflow_code_that_never_awaits_is_blocked_with_its_line_in_the_stack_and_others_go_on(
