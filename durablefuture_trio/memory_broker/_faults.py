@@ -126,7 +126,7 @@ class FaultPlan:
             performed by the server nevertheless, so much later.
         dead_link_for: how long after the loss of a link the server goes on delivering into it.
         forgotten_ack: the share of recent acknowledgements a killed server has forgotten when it comes back.
-        forgotten_delivery: the share of unacknowledged deliveries a killed server has forgotten: they are delivered again
+        forgotten_delivery: the share of unacknowledged deliveries a killed server has forgotten: they come again
             with count 1, also where the acknowledgement wait is endless (m).
         append_hook: asked before every publish with the link's name; a fate, or None for the dice.
     """

@@ -81,9 +81,12 @@ class Stream:
 
     def _insert(self, stored: Stored) -> None:
         self.revision += 1
+        self._added_at[stored.seq] = self.revision
+        self._index(stored)
+
+    def _index(self, stored: Stored) -> None:
         seq, subject = stored.seq, stored.subject
         self._messages[seq] = stored
-        self._added_at[seq] = self.revision
         self._by_subject.setdefault(subject, {})[seq] = None
         if self._by_prefix:
             tokens = subject.split(".")
@@ -108,12 +111,18 @@ class Stream:
         return stored
 
     def bring_back(self, messages: list[Stored]) -> None:
-        """Put removed messages back at their places: their removal was never made durable."""
-        known = {**self._messages, **{stored.seq: stored for stored in messages}}
-        self._messages, self._by_subject, self._added_at = {}, {}, {}
+        """Put removed messages back at their places, as if they had never gone: their removal was not made durable."""
+        back = {stored.seq: stored for stored in messages}
+        for gone in list(self.removals):
+            if gone.stored.seq in back:
+                self._added_at[gone.stored.seq] = gone.added
+                self.removals.remove(gone)
+        known = self._messages | back
+        self._messages, self._by_subject = {}, {}
         self._by_prefix = {depth: {} for depth in self._by_prefix}
         for seq in sorted(known):
-            self._insert(known[seq])
+            self._added_at.setdefault(seq, 0)
+            self._index(known[seq])
 
     def _remember(self, message_id: str, seq: int, now: float) -> None:
         duplicates = self._duplicates
