@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import socket
@@ -35,7 +34,7 @@ from durablefuture_trio.ports.frames import (
 
 READ_BYTES = 256 * 1024
 _READS_IN_ONE_GO = 16
-LONGEST_CLEANUP_S = 5.0
+LONGEST_CLEANUP_S = 2.0
 """How long the attempts of a worker whose supervisor is gone may clean up."""
 
 EXIT_ABANDONED = 1
@@ -165,11 +164,6 @@ class Worker:
                 returned = True
             if not returned:
                 return _stopped(attempt, started_at, kind)
-            if inspect.iscoroutine(value):
-                value.close()
-                raise TypeError(
-                    f"activity {run.name} is a plain def that returned a coroutine: write `async def`, or await it"
-                )
             return AttemptCompleted(key=run.key, started_at=started_at, result=encode_value(value))
         except trio.Cancelled:
             raise

@@ -117,11 +117,11 @@ class ActivityDefinition(Definition, Generic[P, R]):
 
         return await to_thread.run_sync(partial(fn, *arguments))
 
-    def _by_value(self) -> dict[str, Any]:
-        return {"declared": self._declared, "call_options": self._call_options}
+    def _state_by_value(self) -> dict[str, Any]:
+        return {**super()._state_by_value(), "declared": self._declared, "call_options": self._call_options}
 
-    def _from_value(self, fn: Any, name: str, state: dict[str, Any]) -> None:
-        ActivityDefinition.__init__(self, fn, name, state["declared"])
+    def _restore(self, state: dict[str, Any]) -> None:
+        ActivityDefinition.__init__(self, state["fn"], state["name"], state["declared"])
         self._call_options = state["call_options"]
 
     def _reference_state(self) -> dict[str, Any]:

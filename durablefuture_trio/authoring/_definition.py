@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from types import FunctionType
 from typing import Any, ClassVar
 
 from durablefuture_trio.authoring._signature import Signature
@@ -68,9 +67,11 @@ class Definition:
         Raises:
             TypeError: one cannot; the message names the parameter and says what to do.
         """
+        self._check(*self._resolved())
+
+    def _check(self, hints: tuple[Any, ...], result: Any) -> None:
         from durablefuture_trio.codec import check_hint
 
-        hints, result = self._resolved()
         for name, hint in (*zip(self.signature.names, hints, strict=True), ("return", result)):
             try:
                 check_hint(hint, self._local_names)
@@ -81,6 +82,9 @@ class Definition:
     def _resolved(self) -> tuple[tuple[Any, ...], Any]:
         if self._hints is None:
             self._hints = self.signature.resolve_hints(self._local_names)
+            if self._local_names:
+                # Classes defined in a function may refer to each other by names that only this definition knows.
+                self._check(*self._hints)
         return self._hints
 
     def __repr__(self) -> str:
@@ -100,28 +104,34 @@ class Definition:
         if self.is_importable():
             return (_by_reference, (self.source.__module__, self.source.__qualname__, self._reference_state()))
         # Made empty first: the function's globals may lead back to this definition.
-        return (
-            _empty,
-            (type(self),),
-            {"fn": self.source, "name": self.name, "hints": self._resolved(), **self._by_value()},
-        )
+        return (_empty, (type(self),), self._state_by_value())
+
+    def _state_by_value(self) -> dict[str, Any]:
+        from durablefuture_trio.codec import annotations_to_carry
+
+        hints, result = self._resolved()
+        annotations = annotations_to_carry((*hints, result), self._local_names)
+        return {"fn": self.source, "name": self.name, "hints": (hints, result), "annotations": annotations}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._from_value(state["fn"], state["name"], state)
+        from durablefuture_trio.codec import carry_annotations
+
+        self._restore(state)
         # Annotations that are strings cannot be resolved any more where the function has gone.
         self._hints = state["hints"]
+        carry_annotations(state["annotations"])
 
-    def _by_value(self) -> dict[str, Any]:
-        return {}
-
-    def _from_value(self, fn: Any, name: str, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Initialise from what `_state_by_value` gave."""
         raise NotImplementedError
 
     def _reference_state(self) -> dict[str, Any]:
+        """What this copy has over the definition in its module."""
         return {}
 
     def with_reference_state(self, state: dict[str, Any]) -> Definition:
-        return self
+        """The copy that gave this `_reference_state`."""
+        raise NotImplementedError
 
 
 def definition_of(candidate: Any) -> Definition | None:
@@ -144,6 +154,3 @@ def _by_reference(module: str, qualname: str, state: dict[str, Any]) -> Definiti
 
 def _empty(cls: type[Definition]) -> Definition:
     return cls.__new__(cls)
-
-
-__all__ = ["Definition", "FunctionType", "definition_of"]

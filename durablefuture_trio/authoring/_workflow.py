@@ -87,11 +87,8 @@ class WorkflowDefinition(Definition, Generic[P, R]):
             f"`await client.run({self.name}, ...)` or `client.start`; in a unit test, await {self.name}.fn(...)"
         )
 
-    def _by_value(self) -> dict[str, Any]:
-        return {}
-
-    def _from_value(self, fn: Any, name: str, state: dict[str, Any]) -> None:
-        WorkflowDefinition.__init__(self, fn, name)
+    def _restore(self, state: dict[str, Any]) -> None:
+        WorkflowDefinition.__init__(self, state["fn"], state["name"])
 
 
 def _run_of(cls: type) -> FunctionType:

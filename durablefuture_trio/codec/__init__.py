@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from durablefuture_trio.codec._hints import annotations_to_carry, carry_annotations
     from durablefuture_trio.codec.failures import exception_of, failure_of, single_leaf
     from durablefuture_trio.codec.values import (
         check_hint,
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "annotations_to_carry",
+    "carry_annotations",
     "check_hint",
     "decode_arguments",
     "decode_value",
@@ -32,7 +35,13 @@ __all__ = [
     "single_leaf",
 ]
 
-_HOMES = dict.fromkeys(("exception_of", "failure_of", "single_leaf"), "failures")
+_HOMES = {
+    "annotations_to_carry": "_hints",
+    "carry_annotations": "_hints",
+    "exception_of": "failures",
+    "failure_of": "failures",
+    "single_leaf": "failures",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -98,6 +98,10 @@ _FIXED: dict[Any, Converter] = {
 }
 
 
+MAX_CACHED_HINTS = 10_000
+"""Converters kept. Hints come from annotations, so only programs that make classes in a loop get there."""
+
+
 class Compiler:
     """Compiles hints; what it has compiled is kept.
 
@@ -126,9 +130,10 @@ class Compiler:
             return self._compile(hint)
         if found is None:
             found = self._compile(hint)
-            # 1 == True == 1.0: Literals of them compare equal and must not share a converter.
-            if get_origin(hint) is not Literal:
-                self._cache[hint] = found
+            if len(self._cache) >= MAX_CACHED_HINTS:
+                self._cache.clear()
+                self._cache.update(_FIXED)
+            self._cache[hint] = found
         return found
 
     def _compile(self, hint: Any) -> Converter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from inspect import get_annotations
 from typing import (
     Annotated,
@@ -19,8 +19,12 @@ from typing import (
     get_type_hints,
     is_typeddict,
 )
+from weakref import WeakKeyDictionary
 
 from durablefuture_trio.codec._mismatch import HintError
+
+_carried: WeakKeyDictionary[type, dict[str, Any]] = WeakKeyDictionary()
+"""Resolved annotations of classes that came from another process by value, without the names around them."""
 
 _WRAPPERS: set[Any] = {Annotated, ClassVar, Final, Required, NotRequired}
 
@@ -92,6 +96,9 @@ def class_hints(cls: type, arguments: tuple[Any, ...], local_names: Mapping[str,
 
 
 def _resolved(cls: type, local_names: Mapping[str, Any]) -> dict[str, Any]:
+    carried = _carried.get(cls)
+    if carried is not None:
+        return carried
     try:
         return get_type_hints(cls, localns={**local_names, cls.__name__: cls}, include_extras=True)
     except NameError as error:
@@ -99,6 +106,34 @@ def _resolved(cls: type, local_names: Mapping[str, Any]) -> dict[str, Any]:
             f"the annotations of class {cls.__module__}.{cls.__qualname__} cannot be resolved ({error}): define what "
             "they name at module level, outside of `if TYPE_CHECKING`"
         ) from error
+
+
+def annotations_to_carry(hints: Iterable[Any], local_names: Mapping[str, Any]) -> dict[type, dict[str, Any]]:
+    """The annotations of all classes in `hints` that another process cannot import, resolved.
+
+    A class that is sent by value leaves behind the names its annotations refer to.
+
+    Raises:
+        HintError: an annotation names something that cannot be found.
+    """
+    found: dict[type, dict[str, Any]] = {}
+    left = list(hints)
+    while left:
+        hint = bare(left.pop())
+        left.extend(argument for argument in get_args(hint) if argument is not Ellipsis)
+        cls = get_origin(hint) or hint
+        if not isinstance(cls, type) or cls in found:
+            continue
+        for base in cls.__mro__:
+            if base not in found and (base.__module__ == "__main__" or "<locals>" in base.__qualname__):
+                found[base] = _resolved(base, local_names)
+                left.extend(found[base].values())
+    return found
+
+
+def carry_annotations(annotations: Mapping[type, dict[str, Any]]) -> None:
+    """Take what `annotations_to_carry` gave in the process the classes came from."""
+    _carried.update(annotations)
 
 
 def _collect_variables(cls: type, arguments: tuple[Any, ...], found: dict[type, dict[Any, Any]]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import traceback
+from importlib.util import find_spec
 from inspect import get_annotations
 from typing import Any
 
@@ -17,6 +19,9 @@ MAX_MESSAGE_CHARS = 16 * 1024
 MAX_TRACEBACK_CHARS = 16 * 1024
 """The longest traceback text that is kept, for each exception of a chain."""
 
+MAX_FRAMES = 50
+"""How many frames of a traceback are kept, the innermost ones."""
+
 MAX_CHAIN = 8
 """How many causes of causes are kept."""
 
@@ -29,7 +34,13 @@ _ENGINE_ERRORS: dict[str, type[DurableFutureError]] = {
     if isinstance(cls, type) and issubclass(cls, DurableFutureError) and cls is not ApplicationError
 }
 
-_EXTRA_LINES = 12
+_MAX_NOTES = 12
+
+_MACHINERY = tuple(
+    f"{os.path.dirname(found.origin)}{os.sep}"
+    for found in map(find_spec, ("durablefuture_trio", "trio", "outcome"))
+    if found is not None and found.origin is not None
+)
 
 
 def failure_of(exc: BaseException) -> Failure:
@@ -128,12 +139,20 @@ def _message(exc: BaseException) -> str:
 
 
 def _traceback_text(exc: BaseException) -> str:
-    frames = traceback.extract_tb(exc.__traceback__, limit=-50)
-    lines = traceback.format_list(frames)
+    frames = traceback.extract_tb(exc.__traceback__, limit=-MAX_FRAMES)
+    lines = traceback.format_list(_from_user_code_on(frames))
     notes = getattr(exc, "__notes__", ())
     if isinstance(notes, (list, tuple)):
-        lines.extend(f"{note}\n" for note in notes[:_EXTRA_LINES])
+        lines.extend(f"{note}\n" for note in notes[:_MAX_NOTES])
     return _encodable(_shortened("".join(lines), MAX_TRACEBACK_CHARS))
+
+
+def _from_user_code_on(frames: list[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    """Without the frames of the machinery that called the user's function."""
+    for index, frame in enumerate(frames):
+        if not frame.filename.startswith(_MACHINERY):
+            return frames[index:]
+    return frames
 
 
 def _shortened(text: str, limit: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from durablefuture_trio.codec._compiler import Compiler
+from durablefuture_trio.codec._compiler import MAX_CACHED_HINTS, Compiler
 from durablefuture_trio.codec._converter import Converter
 from durablefuture_trio.codec._encode import dump, has_non_finite
 from durablefuture_trio.codec._mismatch import HintError, Mismatch, described
@@ -79,6 +79,8 @@ def decode_arguments(payload: Payload, hints: Sequence[Any]) -> tuple[Any, ...]:
         converters = tuple(map(_converter, key))
     if converters is None:
         converters = tuple(map(_converter, key))
+        if len(_argument_converters) >= MAX_CACHED_HINTS:
+            _argument_converters.clear()
         _argument_converters[key] = converters
     data = _load(payload)
     if data.__class__ is not list:

@@ -19,6 +19,7 @@ from durablefuture_trio import RetryPolicy, activity, activity_options
 from durablefuture_trio.authoring._activity_context import ActivityInfo, current_activity
 from durablefuture_trio.authoring._options import configure_options
 from durablefuture_trio.authoring._runtime import WorkflowInfo, WorkflowRuntime, current_run
+from durablefuture_trio.codec import decode_arguments, decode_value, encode_arguments, encode_value
 from durablefuture_trio.history.options import ActivityOptionsRecord
 
 
@@ -368,6 +369,23 @@ def test_hints_of_a_function_in_a_function_may_name_its_neighbours() -> None:
     assert act.parameter_hints == (Local, list[Local] | None)
     assert act.result_hint == dict[str, Local]
     act.check_hints()
+
+
+def test_classes_in_a_function_may_refer_to_each_other() -> None:
+    @dataclass
+    class Part:
+        number: int
+
+    @dataclass
+    class Whole:
+        parts: list[Part]
+
+    @activity
+    async def act(value: Whole) -> Whole: ...
+
+    whole = Whole([Part(1)])
+    assert decode_arguments(encode_arguments((whole,)), act.parameter_hints) == (whole,)
+    assert decode_value(encode_value(whole), act.result_hint) == whole
 
 
 def test_hints_that_name_what_does_not_exist_are_refused_with_what_to_do() -> None:

@@ -15,6 +15,7 @@ import trio
 from durablefuture_trio import ConfigError, activity, workflow
 from durablefuture_trio.authoring import definition_of
 from durablefuture_trio.authoring.registry import Registry, pickle_definitions
+from durablefuture_trio.codec import decode_value, encode_value
 
 HEADER = """
 from __future__ import annotations
@@ -163,10 +164,18 @@ from durablefuture_trio.authoring.registry import Registry, pickle_definitions
 @dataclass
 class Charge:
     id: str
+    items: Items
+
+Items = dict[str, "Item"]
+
+@dataclass
+class Item:
+    price: float
+    parts: list[Item]
 
 @activity(start_to_close_timeout=5)
 async def charge(customer: str) -> Charge:
-    return Charge(customer)
+    return Charge(customer, {"a": Item(1.5, [Item(1.0, [])])})
 
 @workflow
 async def order(customer: str) -> Charge:
@@ -201,7 +210,9 @@ async def test_definitions_of_a_script_and_of_functions_travel_by_value(tmp_path
     charge = registry.activities["charge"]
     charge_class = charge.result_hint
     assert registry.workflows["order"].result_hint is charge_class
-    assert await registry.workflows["order"].fn("Bob") == charge_class("Bob")
+    result = await registry.workflows["order"].fn("Bob")
+    assert type(result) is charge_class
+    assert decode_value(encode_value(result), charge_class) == result
     assert await registry.workflows["local"].fn(1) == 6
     assert await registry.workflows["Counter"].fn(1) == 2
     assert charge.options == {"start_to_close_timeout": 5.0}

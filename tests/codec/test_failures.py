@@ -57,6 +57,20 @@ def test_an_exception_comes_back_as_an_application_error_of_its_type() -> None:
     assert error.__cause__ is None
 
 
+def test_the_frames_of_the_machinery_that_called_user_code_are_left_out() -> None:
+    def user_code() -> None:
+        raise ValueError("x")
+
+    async def main() -> None:
+        await trio.to_thread.run_sync(user_code)
+
+    with pytest.raises(ValueError, match="x") as caught:
+        trio.run(main)
+    frames = [line for line in failure_of(caught.value).traceback.splitlines() if line.startswith("  File")]
+    assert __file__ in frames[0]
+    assert "in user_code" in frames[-1]
+
+
 def test_causes_come_back_as_causes() -> None:
     error = rebuilt(raised(CardDeclined("outer"), raised(KeyError("inner"))))
     assert error.__cause__.type == "KeyError"
@@ -224,10 +238,12 @@ def test_notes_are_a_part_of_the_traceback() -> None:
 
 async def test_exceptions_that_are_no_exceptions_are_recorded_too() -> None:
     assert failure_of(SystemExit(3)).type == "SystemExit"
-    with trio.move_on_after(0) as scope:
+    failure = None
+    with trio.move_on_after(0):
         try:
             await trio.sleep_forever()
         except trio.Cancelled as cancelled:
-            assert failure_of(cancelled).type == "Cancelled"
+            failure = failure_of(cancelled)
             raise
-    assert scope.cancelled_caught
+    assert failure is not None
+    assert failure.type == "Cancelled"

@@ -1,3 +1,4 @@
+# ruff: noqa: DTZ001, DTZ901 - naive datetimes are values like others
 from __future__ import annotations
 
 import collections
