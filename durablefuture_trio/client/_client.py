@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
 
 import trio
@@ -16,8 +17,10 @@ from durablefuture_trio.client._core import Core
 from durablefuture_trio.client._handle import WorkflowHandle
 from durablefuture_trio.client._listing import descriptions
 from durablefuture_trio.client._outcome import result_of
+from durablefuture_trio.client._reading import persistently
 from durablefuture_trio.client._records import WorkflowDescription
 from durablefuture_trio.client._requests import Requests
+from durablefuture_trio.client._status import NamespaceStatus, namespace_status
 from durablefuture_trio.client._targets import HasRun, Target, result_type_of, target_of
 from durablefuture_trio.codec import encode_value
 from durablefuture_trio.engine.requests import ConflictPolicy, ReusePolicy
@@ -194,6 +197,17 @@ class Client:
         """
         wanted = None if status is None else frozenset((status,) if isinstance(status, str) else status)
         return descriptions(self._core.broker, self._core.subjects, wanted, workflow)
+
+    async def status(self) -> NamespaceStatus:
+        """Who owns the shards of the namespace, and how much is waiting.
+
+        Raises:
+            BrokerUnavailableError: the server refuses to be read.
+        """
+        core = self._core
+        return await persistently(
+            f"namespace {self.namespace!r}", partial(namespace_status, core.broker, core.subjects)
+        )
 
     def _start_request(self, target: Target, options: StartOptions) -> tuple[str, StartRequest, str]:
         if unknown := options.keys() - StartOptions.__annotations__.keys():

@@ -31,9 +31,14 @@ class Closing(msgspec.Struct, frozen=True):
 
 
 class CloseWaiter:
-    """One task that waits for a run of a workflow id; fed by the shared subscription."""
+    """One task that waits for a run of a workflow id; fed by the shared subscription.
 
-    def __init__(self) -> None:
+    Attributes:
+        subscribed: set when the server has confirmed the subscription.
+    """
+
+    def __init__(self, subscribed: trio.Event) -> None:
+        self.subscribed = subscribed
         self._hints: dict[str, ClosedHint] = {}
         self._told = trio.Event()
 
@@ -57,7 +62,8 @@ class CloseWaiter:
 class _Subscription:
     def __init__(self) -> None:
         self.waiters: set[CloseWaiter] = set()
-        self.ready = trio.Event()
+        self.sent = trio.Event()
+        self.confirmed = trio.Event()
         self.scope = trio.CancelScope()
 
 
@@ -72,15 +78,17 @@ class CloseHints:
 
     @asynccontextmanager
     async def watch(self, workflow_id: str) -> AsyncIterator[CloseWaiter]:
-        """Subscribed from the moment it is entered."""
+        """Subscribe. When this is entered the subscription has been sent, so it is there before whatever the same link
+        sends from then on; `CloseWaiter.subscribed` says that it is there. The difference is a round trip.
+        """
         subscription = self._subscriptions.get(workflow_id)
         if subscription is None:
             subscription = self._subscriptions[workflow_id] = _Subscription()
             self._nursery.start_soon(self._listen, workflow_id, subscription)
-        waiter = CloseWaiter()
+        waiter = CloseWaiter(subscription.confirmed)
         subscription.waiters.add(waiter)
         try:
-            await subscription.ready.wait()
+            await subscription.sent.wait()
             yield waiter
         finally:
             subscription.waiters.discard(waiter)
@@ -94,8 +102,10 @@ class CloseHints:
         with subscription.scope:
             while True:
                 try:
+                    # Whoever waits for this runs when `listen` has come to wait for the server, and not earlier.
+                    subscription.sent.set()
                     async with self._broker.listen(subject) as messages:
-                        subscription.ready.set()
+                        subscription.confirmed.set()
                         async for message in messages:
                             self._deliver(message.body, subscription)
                     return
@@ -132,6 +142,7 @@ class Closings:
             WorkflowNotFoundError, HistoryError, BrokerUnavailableError: as in `last_commit` and `persistently`.
         """
         async with self.watch(workflow_id) as waiter:
+            await waiter.subscribed.wait()
             if run_id is None:
                 run_id = await self._latest_run(workflow_id)
             return await self.told_to(waiter, workflow_id, run_id, look_first=True)
@@ -140,9 +151,11 @@ class Closings:
         """Wait for a run to close, as a task that is subscribed already.
 
         Args:
-            look_first: the run may have closed before the subscription.
+            look_first: the run may have closed before the subscription was sent.
         """
-        look = look_first
+        if look := look_first or not waiter.subscribed.is_set():
+            # Still unconfirmed after a whole request: the link was down, and the subscription may be later than that.
+            await waiter.subscribed.wait()
         while True:
             if look and (closing := await self._look(workflow_id, run_id)) is not None:
                 return closing

@@ -23,3 +23,7 @@ RESEND_AFTER_S = 1.0
 def jittered(seconds: float) -> float:
     """`seconds` give or take a sixth, so that many waiters do not look at the same moment."""
     return seconds * random.uniform(5 / 6, 7 / 6)
+
+
+NAMESPACE_WAIT_S = 10.0
+"""How long a first connection waits for a supervisor that is starting at the same moment to set up the namespace."""

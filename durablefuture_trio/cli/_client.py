@@ -1,0 +1,181 @@
+"""``durablefuture``: start workflows, wait for them, look at them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any
+
+from durablefuture_trio._version import __version__
+
+_EPILOG = """\
+Arguments of start and run are read as JSON where they are JSON, else as text:
+  durablefuture run order Bob 1000.0 true '{"gift": null}'    "Bob", 1000.0, true, {"gift": null}
+  durablefuture run order '"1000"' -- -5                      "1000" (text), -5 (everything after -- is an argument)
+
+Data goes to stdout, talk to stderr.
+exit codes: 0 ok, 1 the workflow failed or the request was refused, 2 wrong usage, 69 NATS cannot be reached or used,
+78 the configuration is wrong, 130 interrupted
+"""
+
+
+class ExitCode(IntEnum):
+    """What the end of the command tells."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    UNREACHABLE = 69
+    BAD_CONFIG = 78
+    INTERRUPTED = 130
+    BROKEN_PIPE = 141
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    options = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="durablefuture: %(message)s", stream=sys.stderr)
+    try:
+        code = _run(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read our output has had enough (e.g. `head`). Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.BROKEN_PIPE
+    except KeyboardInterrupt:
+        _complain("interrupted; what was started goes on")
+        return ExitCode.INTERRUPTED
+
+
+def _run(options: argparse.Namespace) -> int:
+    # Late: --help and wrong usage need none of it.
+    from durablefuture_trio import errors
+    from durablefuture_trio.cli._commands import run_command
+
+    try:
+        return run_command(options)
+    except errors.ConfigError as error:
+        _complain(*error.problems)
+        return ExitCode.BAD_CONFIG
+    except errors.NamespaceError as error:
+        _complain(str(error))
+        return ExitCode.BAD_CONFIG
+    except errors.BrokerUnavailableError as error:
+        _complain(str(error))
+        return ExitCode.UNREACHABLE
+    except errors.DurableFutureError as error:
+        _complain(str(error))
+        return ExitCode.FAILED
+    except UsageError as error:
+        _complain(str(error))
+        return ExitCode.USAGE
+
+
+class UsageError(Exception):
+    """The command line asks for something that cannot be."""
+
+
+def _complain(*lines: str) -> None:
+    for line in lines:
+        print(f"durablefuture: {line}", file=sys.stderr)
+
+
+def json_or_text(text: str) -> Any:
+    """A command-line argument: JSON if it is JSON, else the text itself."""
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(constant)  # NaN and Infinity are no JSON
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except ValueError:
+        return text
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    common = argparse.ArgumentParser(add_help=False)
+    _add_common(common, default=argparse.SUPPRESS)
+    top = argparse.ArgumentParser(
+        prog="durablefuture",
+        description="Start workflows, wait for them, look at them.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_common(top, default=None)
+    top.add_argument("--version", action="version", version=f"durablefuture {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, words: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=words, description=words, parents=[common], allow_abbrev=False)
+
+    _add_start(command("start", "start a workflow; prints its id"))
+    _add_start(command("run", "start a workflow and wait for its result; prints the result"))
+    for name, words in (
+        ("result", "wait for the result of a workflow; prints it"),
+        ("show", "what is known about a workflow"),
+        ("history", "the events of a workflow"),
+        ("terminate", "end a workflow at once, without running its code"),
+    ):
+        one = command(name, words)
+        one.add_argument("id", metavar="ID", help="the workflow id")
+        one.add_argument("--run-id", metavar="RUN", help="one run of the id (default: the latest)")
+        if name == "terminate":
+            one.add_argument("--reason", metavar="TEXT", default="", help="kept in the history")
+    listing = command("list", "the workflows of the namespace, the latest started last")
+    statuses = ("running", "blocked", "completed", "failed", "terminated", "timed_out")
+    listing.add_argument("--status", action="append", choices=statuses, help="only these; may be repeated")
+    listing.add_argument("--workflow", metavar="NAME", help="only workflows of this name")
+    listing.add_argument(
+        "--limit", metavar="N", type=_count, default=100, help="only the N started last (default 100; 0: all)"
+    )
+    command("status", "who runs the namespace, and how much is waiting")
+    return top
+
+
+def _add_common(parser: argparse.ArgumentParser, default: Any) -> None:
+    """Options that may stand before or after the command."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--config", metavar="FILE", default=default, help="the supervisor's configuration")
+    where.add_argument("--url", metavar="URL", default=default, help="the NATS server, e.g. nats://127.0.0.1:4222")
+    parser.add_argument(
+        "--namespace", metavar="NS", default=default, help="default: the configuration's, else 'default'"
+    )
+    parser.add_argument("--json", action="store_true", default=default or False, help="print JSON")
+
+
+def _add_start(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workflow", metavar="WORKFLOW", help="the name of the workflow")
+    parser.add_argument("arguments", metavar="ARG", nargs="*", help="its arguments: JSON, or else text")
+    parser.add_argument("--id", metavar="ID", help="the workflow id (default: a fresh one)")
+    parser.add_argument(
+        "--id-conflict-policy",
+        choices=("fail", "use_existing", "terminate_existing"),
+        default="fail",
+        help="when a run of this id is open (default: fail)",
+    )
+    parser.add_argument(
+        "--id-reuse-policy",
+        choices=("allow", "failed_only", "reject"),
+        default="allow",
+        help="when a run of this id has closed (default: allow)",
+    )
+    parser.add_argument(
+        "--execution-timeout", metavar="SECONDS", type=float, help="time out a run that is open so long"
+    )
+    parser.add_argument("--memo", metavar="JSON", help="a value shown in listings: JSON, or else text")
+    parser.add_argument("--request-id", metavar="ID", help="makes repeating this very command harmless")
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return number
