@@ -15,6 +15,7 @@ is why its version is bounded in pyproject.toml.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -55,6 +56,11 @@ class _Transport(TcpTransport):
         """Close without waiting for what was not sent: a stopped server would never take it."""
         if self._io_writer is not None:
             self._io_writer.transport.abort()
+
+    async def wait_closed(self) -> None:
+        """One turn of the loop, in which an aborted socket is closed: after a failed TLS handshake asyncio's own
+        `wait_closed` never returns."""
+        await asyncio.sleep(0)
 
 
 class Connection(nats.aio.client.Client):

@@ -175,6 +175,10 @@ class BridgeLink:
 
     # --- subscriptions ---
 
+    def new_inbox(self) -> bytes:
+        """An address that was never used before: what was meant for an earlier reader must not reach a later one."""
+        return b"%b.r.%d" % (self.inbox, next(self._tokens))
+
     def subscribe(self, subject: bytes, sink: Sink, on_lost: Callable[[], None] | None = None) -> Subscription:
         """Subscribe, now and after each reconnect; with `on_lost` only for this connection."""
         subscription = Subscription(next(self._sids), subject, sink, on_lost)

@@ -76,7 +76,7 @@ class NatsReader:
         self._pull_bytes = 0
         self._pull_messages = 0
         self._pull_delivered = False
-        self._inbox = b"%b.r.%b" % (link.inbox, str(id(self)).encode())
+        self._inbox = link.new_inbox()
         self._subscription = link.subscribe(self._inbox + b".*", self._on_message, lambda: self._lose("link"))
         self._pull()
 
