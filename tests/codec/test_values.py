@@ -32,7 +32,7 @@ import msgspec
 import pydantic
 import pytest
 
-from durablefuture_trio.codec import decode_arguments, decode_value, encode_arguments, encode_value
+from durablefuture_trio.codec import _compiler, decode_arguments, decode_value, encode_arguments, encode_value, values
 from durablefuture_trio.codec.payload import MAX_PAYLOAD_BYTES, WARN_PAYLOAD_BYTES, Payload
 from durablefuture_trio.errors import PayloadError
 
@@ -466,53 +466,6 @@ def test_a_payload_of_an_unknown_encoding_is_refused() -> None:
         decode_value(Payload(b'{"$new":1}', "json+tags"), Any)
 
 
-@dataclass
-class Circle:
-    radius: float
-
-
-@dataclass
-class Sphere:
-    radius: float
-
-
-@dataclass
-class Cat:
-    kind: Literal["cat"]
-    name: str
-
-
-@dataclass
-class Dog:
-    kind: Literal["dog"]
-    name: str
-
-
-@pytest.mark.parametrize(
-    "hint",
-    [
-        Circle | Sphere,
-        str | datetime,
-        str | Name,
-        int | Level,
-        bytes | str,
-        bytes | Decimal,
-        list[int] | tuple[int, ...],
-        list[int] | set[int],
-        dict[str, int] | Point,
-    ],
-    ids=str,
-)
-def test_a_union_whose_members_look_alike_is_refused_instead_of_guessed(hint: Any) -> None:
-    with pytest.raises(PayloadError, match="look alike in a payload"):
-        decode_value(Payload(b"1"), hint)
-
-
-def test_literal_fields_tell_classes_of_a_union_apart() -> None:
-    for animal in (Cat("cat", "x"), Dog("dog", "x")):
-        assert decode_value(encode_value(animal), Cat | Dog) == animal
-
-
 @pytest.mark.parametrize("hint", [complex, typing.Callable[[], int], type[int], collections.abc.Iterator[int]], ids=str)
 def test_a_hint_no_value_can_be_rebuilt_from_is_refused(hint: Any) -> None:
     with pytest.raises(PayloadError, match="cannot be rebuilt"):
@@ -537,3 +490,14 @@ def test_classes_defined_in_a_function_that_refer_to_themselves_are_rebuilt() ->
 
     tree = Node("a", [Node("b", [])])
     assert decode_value(encode_value(tree), Node) == tree
+
+
+def test_the_caches_of_converters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_compiler, "MAX_CACHED_HINTS", 60)
+    monkeypatch.setattr(values, "MAX_CACHED_HINTS", 60)
+    for _ in range(200):
+        local = dataclass(type("Local", (), {"__annotations__": {"number": "int", "next": "Local | None"}}))
+        value = local(1, local(2, None))
+        assert decode_arguments(encode_arguments((value,)), [local]) == (value,)
+    assert len(values._compiler._cache) <= 60
+    assert len(values._argument_converters) <= 60
