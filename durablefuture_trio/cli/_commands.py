@@ -43,6 +43,7 @@ def run_command(options: argparse.Namespace) -> int:
     Raises:
         UsageError, DurableFutureError: see there. BrokenPipeError: nobody reads the output. KeyboardInterrupt.
     """
+    _check(options)
     output = trio.run(_interruptible, options)
     if output is None:
         raise KeyboardInterrupt
@@ -66,6 +67,20 @@ async def _interruptible(options: argparse.Namespace) -> Output | None:
         finally:
             signal.signal(signal.SIGINT, before)
     return None
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse, before anybody is asked, what argparse cannot know to be wrong."""
+    try:
+        if (workflow_id := getattr(options, "id", None)) is not None:
+            check_workflow_id(workflow_id)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if getattr(options, "workflow", None) == "":
+        raise UsageError("the name of the workflow is empty")
+    timeout = getattr(options, "execution_timeout", None)
+    if timeout is not None and not timeout > 0:
+        raise UsageError("--execution-timeout must be above 0 seconds")
 
 
 # --- starting and waiting ---------------------------------------------------------------------------------------------
@@ -130,8 +145,6 @@ def _arguments(options: argparse.Namespace) -> list[Any]:
 
 
 def _start_options(options: argparse.Namespace) -> StartOptions:
-    if options.execution_timeout is not None and not options.execution_timeout > 0:
-        raise UsageError("--execution-timeout must be above 0 seconds")
     start_options: StartOptions = {
         "id": options.id if options.id is not None else new_id(),
         "id_conflict_policy": options.id_conflict_policy,
@@ -141,22 +154,11 @@ def _start_options(options: argparse.Namespace) -> StartOptions:
     }
     if options.memo is not None:
         start_options["memo"] = json_or_text(options.memo)
-    if not options.workflow:
-        raise UsageError("the name of the workflow is empty")
-    _check_id(start_options["id"])
     return start_options
 
 
 def _handle(client: Client, options: argparse.Namespace) -> WorkflowHandle[Any]:
-    _check_id(options.id)
     return client.handle(options.id, run_id=options.run_id)
-
-
-def _check_id(workflow_id: str) -> None:
-    try:
-        check_workflow_id(workflow_id)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 # --- looking ----------------------------------------------------------------------------------------------------------
