@@ -306,3 +306,19 @@ async def test_the_bytes_of_a_pull_are_counted_as_the_server_counts_them() -> No
             assert told
             assert set(told) == {0}
             assert delivery.seq == 1
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_u07_a_pull_whose_last_byte_was_used_ends_without_a_word_and_the_next_one_is_opened() -> None:
+    async with nats_server(max_payload=30_000) as server, open_broker(ConnectOptions(urls=(server.url,))) as broker:
+        await broker.provision([INBOX])
+        async with broker.open_reader("W", "own-1", "w.0.>", ack_wait=None, credit_bytes=1) as reader:
+            await broker.append(Append(subject="w.0.a", body=b"x" * 20_000))
+            [first] = await take(reader, 1, ack=False)
+            pulls, left = reader._pulls, reader._pull_bytes
+            # The next address has as many digits as this one.
+            await broker.append(Append(subject="w.0.b", body=b"x" * (left - len("w.0.b") - len(first.reply))))
+            await take(reader, 1, ack=False)
+            assert reader._pulls == pulls + 1
+            await broker.append(Append(subject="w.0.c"))
+            assert [delivery.seq for delivery in await take(reader, 1)] == [3]
