@@ -131,7 +131,7 @@ def _serve_runs(hello: Hello, first: list[SandboxDown], batches: Iterator[list[S
         return 78
     stack_fd = _setting(hello, "stack_fd")
     if stack_fd is not None:
-        _process.dump_stacks_on_signal(stack_fd)
+        _process.dump_stacks_on_signal(stack_fd, _logs.stacks_of_the_run_being_stepped)
     page_fd = _setting(hello, "activity_fd")
     page = None if page_fd is None else ActivationPage(page_fd)
     cached = _setting(hello, "cached_workflows")

@@ -23,7 +23,13 @@ import time_machine
 import trio
 
 from durablefuture_trio.errors import SandboxViolationError
-from durablefuture_trio.sandbox._deterministic import STATE, GuardedRun, guarded_run, install_deterministic_functions
+from durablefuture_trio.sandbox._deterministic import (
+    STATE,
+    GuardedRun,
+    GuardState,
+    guarded_run,
+    install_deterministic_functions,
+)
 from durablefuture_trio.sandbox._sources import source_here
 from durablefuture_trio.sandbox._trio_driver import runs_of_trio, threads_of_trio
 
@@ -145,8 +151,9 @@ def _refusing(original: Any, what: str, instead: str) -> Callable[..., Any]:
     return refusing
 
 
-def _audit(event: str, args: tuple[Any, ...]) -> None:
-    if STATE.run is None:
+def _audit(event: str, args: tuple[Any, ...], _state: GuardState = STATE) -> None:
+    # Hooks outlive their module: at the end of the interpreter its globals are None.
+    if _state.run is None:
         return
     try:
         instead = _verdicts[event]

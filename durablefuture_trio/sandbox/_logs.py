@@ -1,4 +1,4 @@
-"""What workflow code logs goes up as frames; while history is repeated it was logged before and is dropped."""
+"""What a replay process tells people: log records as frames, and where the tasks of a stuck run stand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from durablefuture_trio.sandbox._run import WorkflowRun
 
 
 class FrameLogHandler(logging.Handler):
-    """Turns log records into frames.
+    """Turns log records into frames. While history is repeated they were logged before, and are dropped.
 
     Args:
         send: takes the frames.
@@ -36,3 +36,9 @@ class FrameLogHandler(logging.Handler):
             self.handleError(record)
             return
         self._send(LogLine(level=record.levelname, logger=record.name, message=message, run_id=run_id))
+
+
+def stacks_of_the_run_being_stepped() -> str:
+    """Where its tasks stand; "" between activations."""
+    run = STATE.run
+    return run.task_stacks() if isinstance(run, WorkflowRun) else ""

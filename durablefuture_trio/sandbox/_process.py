@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 _PR_SET_PDEATHSIG = 1
 
@@ -55,6 +56,16 @@ def limit_address_space(megabytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
-def dump_stacks_on_signal(fd: int) -> None:
-    """On SIGUSR1 write the stacks of all threads to `fd`, even when no Python code gets to run any more."""
-    faulthandler.register(signal.SIGUSR1, file=fd, all_threads=True, chain=False)
+def dump_stacks_on_signal(fd: int, task_stacks: Callable[[], str]) -> None:
+    """On SIGUSR1 write to `fd` the stacks of all threads, then those of the tasks if Python code still gets to run.
+
+    Args:
+        fd: an open file.
+        task_stacks: what to say about tasks: a program that spins in Trio's loop is rarely met in its own frames.
+    """
+
+    def write_task_stacks(_signal: int, _frame: object) -> None:
+        os.write(fd, task_stacks().encode("utf-8", "backslashreplace") + b"\n")
+
+    signal.signal(signal.SIGUSR1, write_task_stacks)
+    faulthandler.register(signal.SIGUSR1, file=fd, all_threads=True, chain=True)

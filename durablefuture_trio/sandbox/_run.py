@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from random import Random
@@ -58,7 +59,9 @@ class WorkflowRun:
         self._now = started.at
         self._history_length = started.id
         self._arguments: tuple[Any, ...] = ()
-        self._driver = TrioDriver(self._main, now=started.at)
+        context = contextvars.copy_context()
+        context.run(current_run.set, self)
+        self._driver = TrioDriver(self._main, now=started.at, context=context)
         self._calls = DurableCalls(self._driver.reschedule)
         self._guards = Guards(self)
         self._terminal: Command | None = None
@@ -111,6 +114,10 @@ class WorkflowRun:
             commands.append(self._terminal)
         return commands
 
+    def task_stacks(self) -> str:
+        """Where every task of the run stands, for people."""
+        return self._driver.task_stacks()
+
     def close(self) -> None:
         """Drop the run. What its ``finally`` blocks do has no effect: guards on, commands discarded, awaits refused."""
         self._closing = True
@@ -149,7 +156,6 @@ class WorkflowRun:
     # --- the root task ------------------------------------------------------------------------------------------------
 
     async def _main(self) -> None:
-        current_run.set(self)
         try:
             result = await self._definition.fn(*self._arguments)
         except BaseException as error:

@@ -27,9 +27,9 @@ def _is_users(filename: str) -> bool:
 
 
 def source_here(depth: int = 1) -> str:
-    """``file:line`` of the innermost caller that is user code; "" if none is."""
+    """``file:line`` of the innermost caller that is user code, up to the run loop; "" if none is."""
     frame: FrameType | None = sys._getframe(depth)  # noqa: SLF001 - the documented way to look at callers
-    while frame is not None:
+    while frame is not None and frame.f_code.co_name != "unrolled_run":
         if _is_users(frame.f_code.co_filename):
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
@@ -37,12 +37,15 @@ def source_here(depth: int = 1) -> str:
 
 
 def source_of_task(task: trio.lowlevel.Task) -> str:
-    """``file:line`` where the task that spawned `task` stands: for a call that was itself started as a task."""
+    """``file:line`` where the task stands that spawned `task`: for a call that was itself started as a task."""
     nursery = task.parent_nursery
     while nursery is not None:
-        frame = getattr(nursery.parent_task.coro, "cr_frame", None)
-        if frame is not None and _is_users(frame.f_code.co_filename):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        source = ""
+        for frame, line in nursery.parent_task.iter_await_frames():
+            if _is_users(frame.f_code.co_filename):
+                source = f"{frame.f_code.co_filename}:{line}"
+        if source:
+            return source
         nursery = nursery.parent_task.parent_nursery
     return ""
 

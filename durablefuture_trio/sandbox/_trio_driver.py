@@ -208,9 +208,12 @@ class TrioDriver:
     Args:
         async_fn: the main function; called without arguments, its outcome is `main_outcome` at the end.
         now: where the clock stands at first, in Unix seconds.
+        context: what all tasks inherit, system tasks too; default a copy of the caller's.
     """
 
-    def __init__(self, async_fn: Callable[[], Awaitable[object]], *, now: float) -> None:
+    def __init__(
+        self, async_fn: Callable[[], Awaitable[object]], *, now: float, context: contextvars.Context | None = None
+    ) -> None:
         self._clock = _WorkflowClock(now)
         self._asyncgens = _OrderedAsyncGenerators()
         self._runner = Runner(
@@ -219,7 +222,7 @@ class TrioDriver:
             io_manager=_NoInputOutput(),  # type: ignore[arg-type] # the loop calls nothing else of it
             ki_manager=KIManager(),
             strict_exception_groups=True,
-            system_context=contextvars.copy_context(),
+            system_context=contextvars.copy_context() if context is None else context,
             entry_queue=EntryQueue(wakeup=_Wakeup()),  # type: ignore[arg-type] # the same two methods
             asyncgens=self._asyncgens,
         )
@@ -248,6 +251,17 @@ class TrioDriver:
     def reschedule(self, task: trio.lowlevel.Task, next_send: outcome.Outcome[Any]) -> None:
         """Let a task that waits in ``wait_task_rescheduled`` go on with the next step."""
         self._runner.reschedule(task, next_send)
+
+    def task_stacks(self) -> str:
+        """Where every task stands, in the order they were spawned in, for people."""
+        lines: list[str] = []
+        for task in sorted(self._runner.tasks, key=lambda task: task._counter):  # noqa: SLF001
+            lines.append(f"task {task.name}:")
+            lines += [
+                f'  File "{frame.f_code.co_filename}", line {line} in {frame.f_code.co_name}'
+                for frame, line in task.iter_await_frames()
+            ]
+        return "\n".join(lines)
 
     def step(self, now: float) -> None:
         """Move the clock to `now` and run until nothing can run any more. Deadlines up to `now` expire.
@@ -283,9 +297,9 @@ class TrioDriver:
                 _detach(task)
             for task in tasks:
                 GLOBAL_RUN_CONTEXT.task = task
-                _end_coroutine(task.coro)
+                task.context.run(_end_coroutine, task.coro)
             for agen in self._asyncgens.take_remaining():
-                _end_generator(agen)
+                self._runner.system_context.copy().run(_end_generator, agen)
             # With nothing left the loop ends by itself, without its warning about abandoned runs.
             self._runner.tasks.clear()
             self._runner.runq.clear()

@@ -8,8 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -42,7 +41,6 @@ from durablefuture_trio.ports.frames import (
     SandboxDown,
     SandboxUp,
 )
-from durablefuture_trio.sandbox._host import ReplayHost
 
 START = 1_800_000_000.0
 
@@ -55,18 +53,24 @@ def one(frames: Iterable[Any], kind: type[S]) -> S:
     return found
 
 
+class Host(Protocol):
+    """What answers questions about runs."""
+
+    def handle(self, frame: SandboxDown) -> list[SandboxUp]: ...
+
+
 class Story:
     """One run and its history, written as an owner would write it: a commit for each activation.
 
     Args:
-        host: activates the stimuli.
+        host: activates the stimuli; a `ReplayHost` or a `SandboxProcess`.
         workflow: registered name.
         arguments: of the run.
     """
 
     def __init__(
         self,
-        host: ReplayHost,
+        host: Host,
         workflow: str,
         arguments: Sequence[Any] = (),
         *,
@@ -86,15 +90,17 @@ class Story:
         self._arguments = codec.encode_arguments(tuple(arguments))
 
     def start(self) -> list[Command]:
-        return self.apply(
-            WorkflowStarted(
-                id=1,
-                at=self.at,
-                workflow_id="wf-1",
-                run_id=self.run_id,
-                workflow=self._workflow,
-                arguments=self._arguments,
-            )
+        return self.apply(self.started())
+
+    def started(self) -> WorkflowStarted:
+        """The first stimulus."""
+        return WorkflowStarted(
+            id=1,
+            at=self.at,
+            workflow_id="wf-1",
+            run_id=self.run_id,
+            workflow=self._workflow,
+            arguments=self._arguments,
         )
 
     def complete(self, call: int, result: Any = None, *, after: float = 0.0) -> list[Command]:
@@ -161,7 +167,7 @@ class Story:
         """The history as stored."""
         return tuple(body_of(self.run_id, events, number=n) for n, events in enumerate(self.commits, start=1))
 
-    def replay(self, host: ReplayHost | None = None, bodies: Sequence[bytes] | None = None) -> Loaded | Blocked:
+    def replay(self, host: Host | None = None, bodies: Sequence[bytes] | None = None) -> Loaded | Blocked:
         """Load the history, into this host or another one."""
         self.frames = (host or self.host).handle(
             LoadRun(exchange=1, run_id=self.run_id, commits=tuple(bodies or self.bodies()), first=True, last=True)
@@ -208,6 +214,7 @@ class SandboxProcess:
         environment: dict[str, str] | None = None,
         pass_fds: Sequence[int] = (),
         pickled: bytes = b"",
+        hello: Hello | None = None,
         timeout_s: float = 30.0,
     ) -> None:
         self.sock, theirs = socket.socketpair()
@@ -226,7 +233,8 @@ class SandboxProcess:
         self._reader = FrameReader[SandboxUp](SandboxUp)
         self._frames: list[SandboxUp] = []
         self.send(
-            Hello(
+            hello
+            or Hello(
                 version=FRAME_VERSION,
                 name="test/replay-0",
                 modules=tuple(modules),
@@ -259,9 +267,7 @@ class SandboxProcess:
     def __enter__(self) -> SandboxProcess:
         return self
 
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.sock.close()
         try:
             self.process.wait(10)
