@@ -15,7 +15,7 @@ from durablefuture_trio._ids import check_workflow_id, new_id
 from durablefuture_trio.client._closing import CloseHints, Closings
 from durablefuture_trio.client._core import Core
 from durablefuture_trio.client._handle import WorkflowHandle
-from durablefuture_trio.client._listing import descriptions
+from durablefuture_trio.client._listing import Listing
 from durablefuture_trio.client._outcome import result_of
 from durablefuture_trio.client._reading import persistently
 from durablefuture_trio.client._records import WorkflowDescription
@@ -54,7 +54,7 @@ class StartOptions(TypedDict, total=False):
             answered with the run that was started the first time. Default: a fresh one for each call.
     """
 
-    id: str
+    id: str | None
     id_conflict_policy: ConflictPolicy
     id_reuse_policy: ReusePolicy
     execution_timeout: float | timedelta | None
@@ -196,7 +196,7 @@ class Client:
             BrokerUnavailableError: the server refuses to be read.
         """
         wanted = None if status is None else frozenset((status,) if isinstance(status, str) else status)
-        return descriptions(self._core.broker, self._core.subjects, wanted, workflow)
+        return Listing(self._core.broker, self._core.subjects, wanted, workflow)
 
     async def status(self) -> NamespaceStatus:
         """Who owns the shards of the namespace, and how much is waiting.
@@ -214,7 +214,9 @@ class Client:
             names = ", ".join(sorted(unknown))
             known = ", ".join(StartOptions.__annotations__)
             raise TypeError(f"unknown option {names} for a start; there are {known}. Arguments go by position.")
-        workflow_id = options.get("id") or new_id()
+        workflow_id = options.get("id")
+        if workflow_id is None:
+            workflow_id = new_id()
         check_workflow_id(workflow_id)
         conflict, reuse = options.get("id_conflict_policy", "fail"), options.get("id_reuse_policy", "allow")
         if conflict not in _CONFLICT_POLICIES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from durablefuture_trio.errors import (
 from durablefuture_trio.memory_broker import MemoryServer, open_trio_scheduler
 from durablefuture_trio.nats_bridge import ConnectOptions, open_broker
 from durablefuture_trio.protocol.namespace import establish_namespace
+from durablefuture_trio.protocol.projection import Projection, ProjectionRecord
 from durablefuture_trio.supervisor._server_file import ServerFile, write_server_file
 from tests._support.nats_server import NatsServer
 from tests._support.scripted_owner import completed, scripted_owner
@@ -168,6 +170,22 @@ async def test_a_workflow_runs_over_a_real_server(nats: NatsServer) -> None:
             assert [item async for item in client.list()] == []
             status = await client.status()
             assert (status.namespace, len(status.shards), status.shards[0].owner) == ("shop", 1, "")
+
+
+async def test_a_listing_may_be_left_early(nats: NatsServer) -> None:
+    async with open_broker(ConnectOptions(urls=(nats.url,))) as broker:
+        projection = Projection(broker, await establish_namespace(broker, "default", shards=1))
+        for workflow_id in ("a", "b"):
+            record = ProjectionRecord(
+                workflow_id=workflow_id, run_id="r", workflow="order", n=1, status="running", started_at=1.0
+            )
+            await projection.write(record)
+    async with connect(nats.url) as client:
+        async for item in client.list():
+            assert item.workflow_id == "a"
+            break
+        # A generator that was not closed would complain now.
+        gc.collect()
 
 
 async def test_what_the_body_raises_leaves_connect_as_it_is(nats: NatsServer) -> None:

@@ -1,0 +1,116 @@
+"""How values, times and events are put into words."""
+
+from __future__ import annotations
+
+import pytest
+
+from durablefuture_trio.cli._client import json_or_text
+from durablefuture_trio.cli._table import EventWords, call_text, one_line, payload_value, plain, table, time_text
+from durablefuture_trio.codec import encode_arguments, encode_value, failure_of
+from durablefuture_trio.codec.payload import Payload
+from durablefuture_trio.history.events import (
+    ActivityCancelled,
+    ActivityCancelRequested,
+    ActivityFailed,
+    ActivityScheduled,
+    Event,
+    TimerFired,
+    WorkflowFailed,
+    WorkflowTerminated,
+    WorkflowTimedOut,
+)
+from durablefuture_trio.history.options import ActivityOptionsRecord
+
+LOST = failure_of(RuntimeError("supervisor m1\nis gone"))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("Bob", "Bob"),
+        ("1000", 1000),
+        ("-2.5", -2.5),
+        ("true", True),
+        ("null", None),
+        ('"1000"', "1000"),
+        ('{"a": [1]}', {"a": [1]}),
+        ("{not json", "{not json"),
+        ("NaN", "NaN"),
+        ("Infinity", "Infinity"),
+        ("", ""),
+        ("007", "007"),
+    ],
+)
+def test_an_argument_is_json_or_else_text(text: str, value: object) -> None:
+    read = json_or_text(text)
+    assert read == value
+    assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        (
+            ActivityFailed(
+                id=3, at=10.0, activity_id=1, attempt=2, reason="lost", failure=LOST, retry_at=10.25, free=True
+            ),
+            "#1 charge attempt 2 lost, not counted: RuntimeError: supervisor m1 is gone; retry in 0.2 s",
+        ),
+        (
+            ActivityFailed(
+                id=3, at=10.0, activity_id=1, attempt=5, reason="timed_out", failure=LOST, timeout="start_to_close"
+            ),
+            "#1 charge attempt 5 timed_out (start_to_close): RuntimeError: supervisor m1 is gone; no retry",
+        ),
+        (ActivityScheduled(id=3, at=10.0, activity_id=1, attempt=2, route="queue"), "#1 charge attempt 2 queue"),
+        (ActivityScheduled(id=3, at=10.0, activity_id=9, attempt=2), "#9 ? attempt 2 local"),
+        (ActivityCancelRequested(id=3, at=10.0, activity_id=1), "#1 charge"),
+        (ActivityCancelled(id=3, at=10.0, activity_id=1, attempt=1), "#1 charge attempt 1"),
+        (TimerFired(id=3, at=10.0, deadline=9.5), "deadline 1970-01-01 00:00:09.500"),
+        (WorkflowFailed(id=3, at=10.0, failure=LOST), "RuntimeError: supervisor m1 is gone"),
+        (WorkflowTerminated(id=3, at=10.0, reason="wrong\x1b[31m order"), "wrong [31m order"),
+        (WorkflowTimedOut(id=3, at=10.0), "execution deadline passed"),
+    ],
+)
+def test_an_event_in_words(event: Event, words: str) -> None:
+    speaker = EventWords()
+    first = ActivityScheduled(
+        id=2, at=9.0, activity_id=1, name="charge", arguments=encode_arguments(()), options=ActivityOptionsRecord()
+    )
+    assert speaker.detail(first) == "#1 charge attempt 1 local"
+    assert speaker.detail(event) == words
+
+
+def test_a_call_shows_its_arguments_and_cuts_them() -> None:
+    assert call_text("order", encode_arguments(("Bob", 2, None))) == 'order("Bob", 2, null)'
+    assert call_text("order", encode_arguments(())) == "order()"
+    shown = call_text("order", encode_arguments(("x" * 5000,)))
+    assert len(shown) < 140
+    assert shown.endswith("…)")
+
+
+def test_text_for_a_terminal_has_no_control_characters() -> None:
+    assert one_line("a\x1b[2J\tb\r\n c") == "a [2J b c"
+
+
+def test_a_payload_that_is_no_json_is_shown_as_base64() -> None:
+    assert payload_value(Payload(b"\xff\x00", "pickle")) == {"encoding": "pickle", "base64": "/wA="}
+
+
+def test_a_record_becomes_plain_values_with_payloads_decoded() -> None:
+    record = ActivityScheduled(
+        id=2, at=9.0, activity_id=1, name="charge", arguments=encode_arguments((1.5,)), options=ActivityOptionsRecord()
+    )
+    shown = plain(record)
+    assert shown["arguments"] == [1.5]
+    assert shown["options"]["retry_policy"]["maximum_attempts"] is None
+    assert plain(encode_value({"a": 1})) == {"a": 1}
+
+
+def test_columns_are_aligned_and_the_last_one_is_not_padded() -> None:
+    assert table(("A", "B"), [("long", "x"), ("s", "")]) == ["A     B", "long  x", "s"]
+
+
+def test_times_are_in_utc_with_milliseconds() -> None:
+    assert time_text(1_700_000_000.0624) == "2023-11-14 22:13:20.062"
+    assert time_text(None) == "-"
