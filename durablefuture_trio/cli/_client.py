@@ -38,8 +38,10 @@ class ExitCode(IntEnum):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    options = parser().parse_args(arguments)
+    options = parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="durablefuture: %(message)s", stream=sys.stderr)
+    # What a person in front of the command wants to know: whom it is waiting for.
+    logging.getLogger("durablefuture_trio.client").setLevel(logging.INFO)
     try:
         code = _run(options)
         sys.stdout.flush()
@@ -96,6 +98,28 @@ def json_or_text(text: str) -> Any:
         return json.loads(text, parse_constant=refuse)
     except ValueError:
         return text
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; ends the program with code 2 if it is wrong."""
+    command_line = parser()
+    options, rest = command_line.parse_known_args(arguments)
+    # argparse takes the arguments of a workflow in one piece only, and leaves those behind an option over.
+    if rest and (options.command not in ("start", "run") or any(_is_option(text) for text in rest[: _end(rest)])):
+        command_line.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        del rest[_end(rest) : _end(rest) + 1]
+        options.arguments += rest
+    return options
+
+
+def _end(arguments: Sequence[str]) -> int:
+    """Where the options end: at ``--``, or at the end."""
+    return arguments.index("--") if "--" in arguments else len(arguments)
+
+
+def _is_option(text: str) -> bool:
+    return text.startswith("-") and not isinstance(json_or_text(text), int | float)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -26,7 +26,14 @@ from durablefuture_trio.cli._table import (
     value_text,
 )
 from durablefuture_trio.client import Client, StartOptions, WorkflowDescription, WorkflowHandle, connect
-from durablefuture_trio.errors import ApplicationError, WorkflowError, WorkflowFailedError
+from durablefuture_trio.errors import (
+    ApplicationError,
+    WorkflowError,
+    WorkflowFailedError,
+    WorkflowTerminatedError,
+    WorkflowTimedOutError,
+)
+from durablefuture_trio.protocol.projection import Status
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -93,8 +100,8 @@ async def _start(client: Client, options: argparse.Namespace) -> Output:
 
 
 async def _run(client: Client, options: argparse.Namespace) -> Output:
+    options.id = workflow_id = options.id if options.id is not None else new_id()
     start_options = _start_options(options)
-    workflow_id = start_options["id"]
     _say(f"running workflow {workflow_id}")
     return await _outcome(
         workflow_id, client.run(options.workflow, *_arguments(options), result_type=Any, **start_options)
@@ -110,7 +117,7 @@ async def _outcome(workflow_id: str, result: Awaitable[Any]) -> Output:
     try:
         value = await result
     except WorkflowError as error:
-        status = _ENDINGS.get(type(error).__name__)
+        status = _ENDINGS.get(type(error))
         if status is None:
             raise
         _say(str(error))
@@ -119,11 +126,10 @@ async def _outcome(workflow_id: str, result: Awaitable[Any]) -> Output:
     return Output([_dump(value)], {"workflow_id": workflow_id, "status": "completed", "result": value})
 
 
-_ENDINGS = {
-    "WorkflowFailedError": "failed",
-    "WorkflowCancelledError": "cancelled",
-    "WorkflowTerminatedError": "terminated",
-    "WorkflowTimedOutError": "timed_out",
+_ENDINGS: dict[type[WorkflowError], Status] = {
+    WorkflowFailedError: "failed",
+    WorkflowTerminatedError: "terminated",
+    WorkflowTimedOutError: "timed_out",
 }
 
 
@@ -146,7 +152,7 @@ def _arguments(options: argparse.Namespace) -> list[Any]:
 
 def _start_options(options: argparse.Namespace) -> StartOptions:
     start_options: StartOptions = {
-        "id": options.id if options.id is not None else new_id(),
+        "id": options.id,
         "id_conflict_policy": options.id_conflict_policy,
         "id_reuse_policy": options.id_reuse_policy,
         "execution_timeout": options.execution_timeout,

@@ -169,6 +169,7 @@ async def find_namespace(broker: Broker, namespace: str, *, wait_s: float = NAME
         BrokerUnavailableError: the server refuses to be asked, or does not answer.
     """
     silent: NoAnswer | None = None
+    told = False
     with trio.move_on_after(wait_s):
         while True:
             try:
@@ -180,7 +181,9 @@ async def find_namespace(broker: Broker, namespace: str, *, wait_s: float = NAME
                 raise unavailable(f"namespace {namespace!r}", error) from error
             if subjects is not None:
                 return subjects
-            logger.info("namespace %r is not set up yet; waiting for a supervisor", namespace)
+            if not told:
+                logger.info("namespace %r is not set up yet; waiting %g s for a supervisor", namespace, wait_s)
+                told = True
             await trio.sleep(1.0)
     if silent is not None:
         raise unavailable(f"namespace {namespace!r}", silent) from silent

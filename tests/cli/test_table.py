@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from durablefuture_trio.cli._client import json_or_text
+from durablefuture_trio.cli._client import json_or_text, parse
 from durablefuture_trio.cli._table import EventWords, call_text, one_line, payload_value, plain, table, time_text
 from durablefuture_trio.codec import encode_arguments, encode_value, failure_of
 from durablefuture_trio.codec.payload import Payload
@@ -45,6 +45,34 @@ def test_an_argument_is_json_or_else_text(text: str, value: object) -> None:
     read = json_or_text(text)
     assert read == value
     assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "run order Bob -5 x --id a",
+        "run --id a order Bob -5 x",
+        "run order --id a Bob -5 x",
+        "run order Bob --id a -5 x",
+        "--json run order Bob --id a -- -5 x",
+        "run order --id a -- Bob -5 x",
+    ],
+)
+def test_options_may_stand_anywhere_among_the_arguments_of_a_workflow(line: str) -> None:
+    options = parse(line.split())
+    assert (options.workflow, options.arguments, options.id) == ("order", ["Bob", "-5", "x"], "a")
+
+
+def test_what_follows_two_dashes_is_no_option() -> None:
+    assert parse(["run", "order", "--id", "a", "--", "--json"]).arguments == ["--json"]
+
+
+@pytest.mark.parametrize("line", ["run order --fast", "run order Bob --id a --fast x", "list a", "show a b"])
+def test_what_is_not_known_is_wrong_usage(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(line.split())
+    assert caught.value.code == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
