@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -67,10 +68,11 @@ class Consumer:
         self.watched = False  # somebody will call `expire`
         self._turn = 0
         self.delivered_seq = 0
-        self._todo: dict[int, None] = dict.fromkeys(backlog)
+        # Ordered dicts, not dicts: taking from the front of a dict steps over everything taken before.
+        self._todo: OrderedDict[int, None] = OrderedDict.fromkeys(backlog)
         # In the order of their deadlines: the wait is one constant, and whoever starts anew goes to the end.
-        self._unacked: dict[int, _Unacked] = {}
-        self._again: dict[int, None] = {}
+        self._unacked: OrderedDict[int, _Unacked] = OrderedDict()
+        self._again: OrderedDict[int, None] = OrderedDict()
 
     def state(self) -> ConsumerState:
         return ConsumerState(name=self.name, ack_pending=len(self._unacked), pending=len(self._todo))
@@ -102,7 +104,7 @@ class Consumer:
             del self._unacked[seq]
             self._again.pop(seq, None)
             self._todo[seq] = None
-        self._todo = dict.fromkeys(sorted(self._todo))
+        self._todo = OrderedDict.fromkeys(sorted(self._todo))
 
     @property
     def unacked(self) -> list[int]:

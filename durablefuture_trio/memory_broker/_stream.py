@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 
@@ -48,7 +48,7 @@ class Stream:
         self._by_subject: dict[str, dict[int, None]] = {}
         # Sequences by the first k tokens, for every k some pattern has asked for: built on first use.
         self._by_prefix: dict[int, dict[str, dict[int, None]]] = {}
-        self._duplicates: dict[str, tuple[int, float]] = {}
+        self._duplicates: OrderedDict[str, tuple[int, float]] = OrderedDict()  # cheap to take from the front
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -126,8 +126,8 @@ class Stream:
 
     def _remember(self, message_id: str, seq: int, now: float) -> None:
         duplicates = self._duplicates
-        duplicates.pop(message_id, None)  # so that the dict stays in the order of time
         duplicates[message_id] = (seq, now)
+        duplicates.move_to_end(message_id)  # in the order of time
         while duplicates:
             oldest = next(iter(duplicates))
             if now - duplicates[oldest][1] < DUPLICATE_WINDOW_S:
@@ -136,7 +136,7 @@ class Stream:
 
     def forget_duplicates_of_removed(self) -> None:
         """What a restart does: the ids are read back from the messages that are left."""
-        self._duplicates = {key: at for key, at in self._duplicates.items() if at[0] in self._messages}
+        self._duplicates = OrderedDict((key, at) for key, at in self._duplicates.items() if at[0] in self._messages)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

@@ -262,3 +262,25 @@ async def test_the_death_of_a_process_calls_nobody_back_and_what_it_sent_may_lan
     await trio.sleep(60)
     assert outcomes == []
     assert bodies(server) == [b"x"]
+
+
+async def test_u20_a_killed_server_forgets_the_message_ids_of_what_it_holds_no_longer(
+    autojump_clock: MockClock, server: MemoryServer
+) -> None:
+    broker = server.connect("A")
+    gone = await broker.append(Append(subject="h.gone", message_id="gone"))
+    kept = await broker.append(Append(subject="h.kept", message_id="kept"))
+    await broker.delete("H", gone)
+    assert await broker.append(Append(subject="h.gone", message_id="gone")) == gone
+    server.restart()
+    assert await broker.append(Append(subject="h.kept", message_id="kept")) == kept
+    assert await broker.append(Append(subject="h.gone", message_id="gone")) == kept + 1
+
+
+async def test_u20_a_message_id_is_forgotten_after_two_minutes(autojump_clock: MockClock, server: MemoryServer) -> None:
+    broker = server.connect("A")
+    first = await broker.append(Append(subject="h.x", message_id="m"))
+    await trio.sleep(119)
+    assert await broker.append(Append(subject="h.x", message_id="m")) == first
+    await trio.sleep(2)
+    assert await broker.append(Append(subject="h.x", message_id="m")) == first + 1

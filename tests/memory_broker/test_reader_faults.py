@@ -96,10 +96,24 @@ async def test_h06_a_delivery_lost_at_the_end_shows_at_the_next_heartbeat(
     async with broker.open_reader("W", "own-1", "w.>", ack_wait=None) as reader:
         server.faults.next_delivery(DeliveryFate(arrives_after=None))
         await publish(broker, "w.1")
-        with pytest.raises(ReaderLost) as caught:
+        with trio.fail_after(10), pytest.raises(ReaderLost) as caught:
             await reader.receive()
         assert caught.value.reason == "gap"
-        assert 0 < trio.current_time() < 10
+
+
+async def test_lost_deliveries_and_late_acks_hit_their_share(autojump_clock: MockClock, server: MemoryServer) -> None:
+    plan = FaultPlan(lost_delivery=0.5, late_ack=0.5, late_ack_by=(5.0, 6.0))
+    a, b = server.connect("A", faults=plan), server.connect("B")
+    await publish(b, *(f"t.{n}" for n in range(200)))
+    async with a.open_reader("T", "q", "t.>", ack_wait=60.0) as reader:
+        got = await reader.receive()
+        assert 70 <= len(got) <= 130
+        for delivery in got:
+            reader.ack(delivery)
+        at_once = 200 - len(queued(server, "T"))
+        assert 0.3 * len(got) < at_once < 0.7 * len(got)
+        await trio.sleep(6.5)
+        assert 200 - len(queued(server, "T")) == len(got)
 
 
 async def test_a_lost_delivery_of_a_shared_consumer_comes_again_after_the_wait(

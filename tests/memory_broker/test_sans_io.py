@@ -107,6 +107,7 @@ def test_a_dead_process_hears_nothing_and_its_consumer_stays(
     dying = plain_server.connect("A")
     called: list[str] = []
     dying.attach_reader("W", "own-1", "w.>", ack_wait=None, on_ready=lambda: called.append("ready"))
+    dying.append_soon(Append(subject="h.1"), lambda outcome: called.append(str(outcome)))
     dying.kill()
     plain_server.connect("B").append_soon(Append(subject="w.1"), lambda _: None)
     scheduler.run_for(60)
