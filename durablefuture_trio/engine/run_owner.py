@@ -179,6 +179,8 @@ class RunOwner:
         self._projected_seq = 0
         self._projecting = False
         self._project_at: float | None = None
+        self._project_retry_at: float | None = None
+        self._project_next: float | None = None
         self._revision = 0
         self._wake: float | None = None
         self._suspended = False
@@ -343,7 +345,7 @@ class RunOwner:
     def projection_failed(self, now: float) -> None:
         """The listing record could not be written; it is tried again."""
         self._projecting = False
-        self._project_at = now + 1.0
+        self._project_retry_at = now + 1.0
         self._advance(now)
 
     def wake(self, now: float) -> None:
@@ -883,15 +885,15 @@ class RunOwner:
                 del self.armed[n]
                 self._out(out.Neutralise(n))
             self._release(keep=0 if is_projected else 1)
-            self._set_wake(None if is_projected else self._project_at)
+            self._set_wake(self._project_next)
             return
         needed = needed_wake(state, sandbox=self.blocked is None)
         if self.blocked is not None:
             self._release(keep=1)
-            self._set_wake(self._earliest(needed, self._blocked_until, self._pending_projection()))
+            self._set_wake(self._earliest(needed, self._blocked_until, self._project_next))
         elif self.live or (needed is not None and needed - now <= PARK_AFTER_S) or self._tip_n in self._spent:
             self._release(keep=1)
-            self._set_wake(self._earliest(needed, self._pending_projection()))
+            self._set_wake(self._earliest(needed, self._project_next))
         else:
             self._park(state, needed, is_projected)
 
@@ -907,7 +909,7 @@ class RunOwner:
             return
         if not is_projected:
             self._release(keep=1)
-            self._set_wake(self._project_at)
+            self._set_wake(self._project_next)
             return
         for n, due in list(self.armed.items()):
             if needed is None or due < needed - TOO_EARLY_S:
@@ -932,17 +934,18 @@ class RunOwner:
         detail = self.blocked.message if self.blocked and terminal is None else ""
         key = f"{state.run_id}/{status}/{detail}"
         if key == self._projected_key:
+            self._project_next = None
             return True
         is_early = terminal is None and self.blocked is None and bool(self.live)
-        if self._project_at is not None and now < self._project_at and is_early:
-            return False
+        self._project_next = None
         if not self._projecting:
+            not_before = self._project_at if is_early else self._project_retry_at
+            if not_before is not None and now < not_before:
+                self._project_next = not_before
+                return False
             self._projecting = True
             self._out(out.Project(state, key, detail, self._revision, self._projected_seq))
         return False
-
-    def _pending_projection(self) -> float | None:
-        return None if self._projecting else self._project_at if not self._projected_key else None
 
     def _release(self, *, keep: int) -> None:
         for handle in self._anchors.release(keep):

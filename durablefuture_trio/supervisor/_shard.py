@@ -235,6 +235,7 @@ class Shard:
         for message in early:
             self._deliver(message)
         self._pump()
+        self._alarm.set()
         logger.info("shard %d is owned, epoch %d, %d messages waiting", self.number, self._epoch, len(early))
 
     def _decode(self, delivery: Delivery) -> Inbound | None:
@@ -577,7 +578,7 @@ class Shard:
         while self._wakes and self._wake_of.get(self._wakes[0][2]) != self._wakes[0][0]:
             heapq.heappop(self._wakes)
         times = [self._wakes[0][0]] if self._wakes else []
-        if (check := self._schedules.next_check) is not None:
+        if self._is_active and (check := self._schedules.next_check) is not None:
             times.append(check)
         return min(times, default=None)
 

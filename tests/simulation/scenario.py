@@ -1,0 +1,271 @@
+"""One random life of a cluster: workflows under kills and faults, from one seed, and the oracle that judges it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import trio
+from trio.testing import MockClock
+
+from durablefuture_trio.authoring import activity, workflow
+from durablefuture_trio.client import Client
+from durablefuture_trio.history.events import (
+    ActivityCancelled,
+    ActivityCompleted,
+    ActivityFailed,
+    ActivityScheduled,
+)
+from durablefuture_trio.history.options import RetryPolicy
+from durablefuture_trio.memory_broker import FaultPlan
+from tests._support.cluster import Cluster, open_cluster
+
+QUICK = RetryPolicy(initial_interval=0.2, maximum_interval=2.0)
+
+
+@activity(retry_policy=QUICK)
+async def step(total: int, number: int) -> int:
+    return total + number
+
+
+@activity(retry_policy=QUICK)
+async def doubled(number: int) -> int:
+    return 2 * number
+
+
+@workflow
+async def chain(count: int) -> int:
+    """Steps one after the other."""
+    total = 0
+    for number in range(count):
+        total = await step(total, number)
+    return total
+
+
+@workflow
+async def sleepy(count: int) -> int:
+    """Timers short and long between the steps."""
+    total = 0
+    for number in range(count):
+        await trio.sleep([0.05, 0.7, 3.0, 20.0][number % 4])
+        total = await step(total, number)
+    return total
+
+
+@workflow
+async def fan(count: int) -> int:
+    """Steps beside each other."""
+    results: list[int] = []
+
+    async def one(number: int) -> None:
+        results.append(await doubled(number))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(count):
+            nursery.start_soon(one, number)
+    return sum(results)
+
+
+@workflow
+async def impatient(count: int) -> int:
+    """Steps that are cancelled when they take too long, and compensated."""
+    done = 0
+    for number in range(count):
+        with trio.move_on_after(0.03):
+            done = await step(done, 1)
+            continue
+        await doubled(number)
+    return done
+
+
+EXPECTED: dict[str, Callable[[int], int] | None] = {
+    "chain": lambda count: sum(range(count)),
+    "sleepy": lambda count: sum(range(count)),
+    "fan": lambda count: sum(2 * number for number in range(count)),
+    "impatient": None,
+}
+WORKFLOWS = {item.name: item for item in (chain, sleepy, fan, impatient)}
+
+
+@dataclass
+class Scenario:
+    """What a seed stands for."""
+
+    seed: int
+    workflows: int = 12
+    supervisors: int = 2
+    kills: int = 6
+    faults: FaultPlan = field(default_factory=FaultPlan)
+    cached_workflows: int = 1000
+    patience_s: float = 600.0
+
+    @classmethod
+    def random(cls, seed: int) -> Scenario:
+        """Everything from the seed."""
+        rng = Random(seed)
+        faults = FaultPlan(
+            latency=(0.0, 0.002),
+            late_append=rng.choice([0.0, 0.01]),
+            dropped_append=rng.choice([0.0, 0.01]),
+            lost_puback=rng.choice([0.0, 0.02]),
+            stale_read=rng.choice([0.0, 0.2]),
+            incomplete_read=rng.choice([0.0, 0.05]),
+            lost_ack=rng.choice([0.0, 0.05]),
+            late_ack=rng.choice([0.0, 0.05]),
+            lost_delivery=rng.choice([0.0, 0.005]),
+            lost_tell=rng.choice([0.0, 0.2]),
+            late_fire=0.5,
+            racing_fire=rng.choice([0.0, 0.5]),
+            double_fire=rng.choice([0.0, 0.2]),
+            lands_after_link_loss=0.5,
+            forgotten_ack=rng.choice([0.0, 0.3]),
+        )
+        return cls(
+            seed,
+            workflows=rng.randint(1, 12),
+            supervisors=rng.randint(1, 3),
+            kills=rng.randint(0, 8),
+            faults=faults,
+            cached_workflows=rng.choice([0, 2, 1000]),
+        )
+
+
+class Anomaly(AssertionError):
+    """The engine broke a promise."""
+
+
+def run(scenario: Scenario) -> Counter[str]:
+    """Live through a scenario; returns what was injected.
+
+    Raises:
+        Anomaly: a promise was broken.
+    """
+    return trio.run(_live, scenario, clock=MockClock(autojump_threshold=0))
+
+
+async def _live(scenario: Scenario) -> Counter[str]:
+    rng = Random(scenario.seed + 1)
+    injected: Counter[str] = Counter()
+    definitions = [step, doubled, *WORKFLOWS.values()]
+    async with open_cluster(
+        definitions, seed=scenario.seed, faults=scenario.faults, cached_workflows=scenario.cached_workflows
+    ) as cluster:
+        cluster.world.crash = rng.choice([0.0, 0.1])
+        names = [f"S{index}" for index in range(scenario.supervisors)]
+        async with trio.open_nursery() as starting:
+            for name in names:
+                starting.start_soon(cluster.start, name)
+        plan = {f"w{index}": (rng.choice(sorted(WORKFLOWS)), rng.randint(0, 6)) for index in range(scenario.workflows)}
+        results: dict[str, int] = {}
+        async with cluster.client() as client:
+            with trio.move_on_after(scenario.patience_s) as scope:
+                async with trio.open_nursery() as nursery:
+                    for workflow_id, (name, count) in plan.items():
+                        nursery.start_soon(_run_one, client, workflow_id, name, count, rng.uniform(0, 5), results)
+                    nursery.start_soon(_disturb, cluster, scenario, rng, names, injected)
+            cluster.server.faults = FaultPlan()
+            if scope.cancelled_caught:
+                raise Anomaly(f"not finished: {sorted(plan.keys() - results.keys())}\n" + await _explain(client, plan, results))
+            await _judge(cluster, client, plan, results)
+        return injected
+
+
+async def _run_one(
+    client: Client, workflow_id: str, name: str, count: int, delay: float, results: dict[str, int]
+) -> None:
+    await trio.sleep(delay)
+    results[workflow_id] = await client.run(WORKFLOWS[name], count, id=workflow_id, id_conflict_policy="use_existing")
+
+
+async def _disturb(
+    cluster: Cluster, scenario: Scenario, rng: Random, names: list[str], injected: Counter[str]
+) -> None:
+    for _ in range(scenario.kills):
+        await trio.sleep(rng.expovariate(1 / 1.5))
+        kind = rng.choice(["kill", "kill", "unplug", "server", "pause", "replay", "forget"])
+        name = rng.choice(names)
+        supervisor = cluster.supervisors[name]
+        injected[kind] += 1
+        if kind == "kill":
+            await supervisor.kill()
+            await trio.sleep(rng.choice([0.0, 0.5, 8.0]))
+            await cluster.start(name)
+        elif kind == "unplug":
+            supervisor.broker.link.drop()
+            await trio.sleep(rng.choice([0.1, 2.0, 8.0]))
+            supervisor.broker.link.restore()
+        elif kind == "server":
+            cluster.server.kill()
+            await trio.sleep(rng.choice([0.0, 0.5, 7.0]))
+            cluster.server.start()
+        elif kind == "pause":
+            cluster.server.pause()
+            await trio.sleep(rng.choice([0.5, 8.0]))
+            cluster.server.resume()
+        elif kind == "replay" and supervisor.replay is not None:
+            supervisor.replay.forget_everything()
+
+
+async def _explain(client: Client, plan: dict[str, tuple[str, int]], results: dict[str, int]) -> str:
+    lines: list[str] = []
+    with trio.move_on_after(30):
+        for workflow_id in sorted(plan.keys() - results.keys()):
+            lines.append(f"{workflow_id} {plan[workflow_id]}")
+            try:
+                lines.extend(f"   {item.n} {item.event}" for item in await client.handle(workflow_id).history())
+            except Exception as error:
+                lines.append(f"   {error!r}")
+    return "\n".join(lines)
+
+
+async def _judge(
+    cluster: Cluster, client: Client, plan: dict[str, tuple[str, int]], results: dict[str, int]
+) -> None:
+    scheduled: set[tuple[str, int, int]] = set()
+    for workflow_id, (name, count) in plan.items():
+        expected = EXPECTED[name]
+        if expected is not None and results[workflow_id] != expected(count):
+            raise Anomaly(f"{workflow_id}: {name}({count}) gave {results[workflow_id]}, not {expected(count)}")
+        history = await client.handle(workflow_id).history()
+        ids = [item.event.id for item in history]
+        if ids != list(range(1, len(ids) + 1)):
+            raise Anomaly(f"{workflow_id}: event ids {ids}")
+        if any(later.event.at < earlier.event.at for earlier, later in zip(history, history[1:], strict=False)):
+            raise Anomaly(f"{workflow_id}: time went back")
+        ends: Counter[int] = Counter()
+        for item in history:
+            event: Any = item.event
+            if isinstance(event, ActivityScheduled):
+                scheduled.add((item.run_id, event.activity_id, event.attempt))
+            elif isinstance(event, ActivityCompleted | ActivityCancelled) or (
+                isinstance(event, ActivityFailed) and event.retry_at is None
+            ):
+                ends[event.activity_id] += 1
+        if any(number != 1 for number in ends.values()):
+            raise Anomaly(f"{workflow_id}: a call has two results: {ends}")
+    for witness in cluster.world.witnesses:
+        key = (witness.key.run_id, witness.key.activity_id, witness.key.attempt)
+        if key not in scheduled:
+            raise Anomaly(f"attempt {key} of {witness.workflow_id} ran and was never scheduled")
+    twice = [key for key, number in Counter(w.key for w in cluster.world.witnesses).items() if number > 1]
+    if twice:
+        raise Anomaly(f"attempts ran twice: {twice}")
+    await _settled(cluster)
+
+
+async def _settled(cluster: Cluster) -> None:
+    """Within 10 s nothing is waiting anywhere."""
+    for name in [*(f"W{shard}" for shard in range(cluster.shards)), "T"]:
+        left = -1
+        for _ in range(60):
+            state = cluster.server.stream_state(f"DF_test_{name}")
+            assert state is not None
+            left = state.messages
+            if left == 0:
+                break
+            await trio.sleep(1)
+        if left:
+            raise Anomaly(f"{left} messages are left in {name}")
