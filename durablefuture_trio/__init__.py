@@ -10,6 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from durablefuture_trio.app import Supervisor, open_supervisor
     from durablefuture_trio.authoring import (
         ActivityDefinition,
         ActivityInfo,
@@ -58,6 +59,8 @@ _HOMES = {
     "activity": _AUTHORING,
     "activity_options": _AUTHORING,
     "workflow": _AUTHORING,
+    "Supervisor": "durablefuture_trio.app",
+    "open_supervisor": "durablefuture_trio.app",
     "connect": "durablefuture_trio.client",
     "RetryPolicy": "durablefuture_trio.history.options",
     "ActivityError": _ERRORS,
@@ -99,6 +102,7 @@ __all__ = [
     "RequestFailedError",
     "RetryPolicy",
     "SandboxViolationError",
+    "Supervisor",
     "UpdateRejectedError",
     "WorkflowAlreadyStartedError",
     "WorkflowCancelledError",
@@ -113,6 +117,7 @@ __all__ = [
     "activity",
     "activity_options",
     "connect",
+    "open_supervisor",
     "workflow",
 ]
 

@@ -27,7 +27,7 @@ from durablefuture_trio.engine.attempts import (
     AttemptOutcome,
     RunActivity,
 )
-from durablefuture_trio.engine.commands import CancelActivity, Command
+from durablefuture_trio.engine.commands import CancelActivity, Command, CompleteWorkflow, FailWorkflow, ScheduleActivity
 from durablefuture_trio.engine.decide import (
     cancelled_in_backoff,
     decide_cancelled,
@@ -613,6 +613,19 @@ class RunOwner:
         self._record_or_stimulate(events[-1], now)
         return True
 
+    def _fitting(self, command: Command) -> Command:
+        """A value that no history message can hold fails the run. Children check against the limit of this program; a
+        server may have a lower one."""
+        limit = self._limits.payload_bytes
+        match command:
+            case ScheduleActivity(arguments=payload, name=name) if payload.size_bytes > limit:
+                words = f"the arguments of {name} take {payload.size_bytes} bytes, a history message holds {limit}"
+            case CompleteWorkflow(result=payload) if payload.size_bytes > limit:
+                words = f"the result takes {payload.size_bytes} bytes, a history message holds {limit}"
+            case _:
+                return command
+        return FailWorkflow(failure=Failure(type="PayloadError", message=words, non_retryable=True))
+
     def _bounded(self, outcome: AttemptOutcome) -> AttemptOutcome:
         """A result that no history message can hold is a failure, recorded as one."""
         limit = self._limits.payload_bytes
@@ -712,7 +725,9 @@ class RunOwner:
         state.wake_at = wake_at
         for command in commands:
             call = state.activities.get(command.call) if isinstance(command, CancelActivity) else None
-            self._record(decide_command(state, command, at))
+            self._record(decide_command(state, self._fitting(command), at))
+            if state.terminal is not None:
+                return
             if call is not None:
                 key = ActivityKey(state.run_id, call.activity_id, call.attempt)
                 self._drafting().effects.append(out.CancelAttempt(key))
