@@ -52,8 +52,8 @@ def test_every_question_is_answered_as_a_plain_list_would(seed: int, last_per_su
         if rng.random() < 0.05 and not last_per_subject:
             back = rng.sample(list(stream.removals)[-5:], min(2, len(stream.removals)))
             stream.bring_back([gone.stored for gone in back])
-            for gone in back:
+            for removed in back:
                 for at, messages in snapshots.items():
-                    if at >= gone.added and gone.stored not in messages:
-                        snapshots[at] = sorted([*messages, gone.stored], key=lambda stored: stored.seq)
+                    if at >= removed.added and removed.stored not in messages:
+                        snapshots[at] = sorted([*messages, removed.stored], key=lambda stored: stored.seq)
             plain = list(snapshots[stream.revision])
