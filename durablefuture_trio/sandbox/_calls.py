@@ -72,6 +72,7 @@ class DurableCalls:
         self._schedules[number] = ScheduleActivity(
             call=number, name=name, arguments=arguments, options=options, source=source
         )
+        del arguments  # may be large, and this frame lives as long as the activity takes
 
         def abort(raise_cancel: RaiseCancel) -> trio.lowlevel.Abort:
             return self._cancel(call, raise_cancel)
@@ -87,6 +88,12 @@ class DurableCalls:
             commands.extend(self._ordered_cancels())
             self._cancels.clear()
         return commands
+
+    def forget(self) -> None:
+        """Let go of everything: the run has ended."""
+        self._open.clear()
+        self._schedules.clear()
+        self._cancels.clear()
 
     def _ordered_cancels(self) -> list[CancelActivity]:
         return [self._cancels[number] for number in sorted(self._cancels)]

@@ -63,7 +63,6 @@ class WorkflowRun:
         context.run(current_run.set, self)
         self._driver = TrioDriver(self._main, now=started.at, context=context)
         self._calls = DurableCalls(self._driver.reschedule)
-        self._guards = Guards(self)
         self._terminal: Command | None = None
         self._blocked: RunBlockedError | NondeterminismError | None = None
         self._replaying = False
@@ -101,7 +100,7 @@ class WorkflowRun:
         # The clock of a history never goes back; an owner with a slow clock must not make it.
         self._now = max(self._now, stimulus.at)
         self._history_length = stimulus.id
-        with self._guards:
+        with Guards(self):
             try:
                 self._apply(stimulus)
                 self._step()
@@ -121,9 +120,10 @@ class WorkflowRun:
     def close(self) -> None:
         """Drop the run. What its ``finally`` blocks do has no effect: guards on, commands discarded, awaits refused."""
         self._closing = True
-        with self._guards:
+        with Guards(self):
             self._driver.close()
-        self._calls.take_commands()
+        self._calls.forget()
+        self._blocked = None  # its traceback leads back here
 
     def _apply(self, stimulus: Stimulus) -> None:
         if isinstance(stimulus, WorkflowStarted):
@@ -260,7 +260,9 @@ class WorkflowRun:
         """Schedule an activity and wait for its result, or raise `ActivityError`."""
         if self._closing:
             raise RunDropped
-        return await self._calls.call(name, codec.encode_arguments(arguments), options, result_type)
+        call = self._calls.call(name, codec.encode_arguments(arguments), options, result_type)
+        del arguments  # this frame lives as long as the activity takes
+        return await call
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -1,7 +1,7 @@
 """Real Trio, one runner per workflow run, without I/O, driven by hand.
 
-This is the only module that touches Trio's internals; `pyproject.toml` bounds the versions it was tried with
-(0.30 to 0.35). What it relies on:
+With `_trio_parts` this is the only place that touches Trio's internals; `pyproject.toml` bounds the versions it was
+tried with (0.30 to 0.35). What it relies on:
 
 - ``trio._core._run.unrolled_run`` is a generator that yields how long it would wait for I/O: zero means that there is
   more to run, anything else that the program is quiescent.
@@ -20,27 +20,30 @@ from __future__ import annotations
 import contextvars
 import gc
 import sys
-import warnings
-import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+import traceback
+from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 import outcome
 import trio
 from sniffio import thread_local as sniffio_library
 from trio._core import _run as trio_run
-from trio._core._asyncgens import AsyncGenerators
 from trio._core._entry_queue import EntryQueue
 from trio._core._instrumentation import Instruments
 from trio._core._ki import KIManager
 from trio._core._run import GLOBAL_RUN_CONTEXT, Runner
 from trio._core._thread_cache import ThreadCache
 
-from durablefuture_trio.errors import SandboxViolationError
-
-MAX_AWAITS_REFUSED = 1000
-"""How often a coroutine that goes on awaiting is told to end when its run is dropped."""
+from durablefuture_trio.sandbox._trio_parts import (
+    MAX_AWAITS_REFUSED,
+    IdleWaiters,
+    NoInputOutput,
+    OrderedAsyncGenerators,
+    SpawnOrder,
+    Wakeup,
+    WorkflowClock,
+)
 
 
 class RunDropped(BaseException):
@@ -55,151 +58,10 @@ _unclosable: list[object] = []
 """Coroutines that could not be ended; freed, they would run user code at any odd time."""
 
 
-class _SpawnOrder:
-    """Stands in for Trio's random source: tasks run in the order they were spawned in."""
-
-    def shuffle(self, batch: list[Any]) -> None:
-        # The scheduler has sorted the batch and pops from its end.
-        batch.reverse()
-
-    def random(self) -> float:
-        return 1.0
-
-    def uniform(self, low: float, _high: float) -> float:
-        return low
-
-
-SPAWN_ORDER = _SpawnOrder()
+SPAWN_ORDER = SpawnOrder()
 
 DETERMINISTIC = True
 """Turned off only by the test that shows what happens then."""
-
-
-class _WorkflowClock(trio.abc.Clock):
-    """Stands still until it is moved."""
-
-    def __init__(self, now: float) -> None:
-        self.now = now
-
-    def start_clock(self) -> None:
-        pass
-
-    def current_time(self) -> float:
-        return self.now
-
-    def deadline_to_sleep_time(self, deadline: float) -> float:
-        return deadline - self.now
-
-
-class _NoInputOutput:
-    """In place of epoll: a run waits for nothing but its clock and its durable calls."""
-
-    def process_events(self, events: object) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    def force_wakeup(self) -> None:
-        pass
-
-    def statistics(self) -> object:
-        return "workflow"
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise SandboxViolationError(
-            f"a workflow cannot wait for input or output (trio.lowlevel.{name}): do it in an activity"
-        )
-
-
-class _Wakeup:
-    """In place of a socket pair: nobody outside the run wakes it."""
-
-    def __init__(self) -> None:
-        self._task: trio.lowlevel.Task | None = None
-        self._woken = False
-
-    def wakeup_thread_and_signal_safe(self) -> None:
-        if self._task is None:
-            self._woken = True
-        else:
-            task, self._task = self._task, None
-            task._runner.reschedule(task)  # noqa: SLF001 - may be called while no run is current
-
-    async def wait_woken(self) -> None:
-        if self._woken:
-            self._woken = False
-            return
-        self._task = trio.lowlevel.current_task()
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._task = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
-
-    def close(self) -> None:
-        pass
-
-
-class _OrderedAsyncGenerators(AsyncGenerators):
-    """Trio's care for abandoned async generators, with the order of their creation in place of memory order.
-
-    One that is dropped while its run is stepped (its last reference went, the same in every process) is finalized at
-    once, as in Trio; one that the garbage collector finds later is finalized when the run ends.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-        self._found: list[tuple[int, Any]] = []
-        self._counter = 0
-        self.stepping = False
-        self.runner: Runner
-
-    def firstiter(self, agen: AsyncGenerator[object, Any]) -> None:
-        self._counter += 1
-        self._numbers[agen] = self._counter
-
-    def finalizer(self, agen: Any) -> None:
-        name = agen.__qualname__
-        if not self.stepping or self.runner.system_nursery is None or self.runner.system_nursery._closed:  # noqa: SLF001
-            self._found.append((self._numbers.get(agen, 0), agen))
-            return
-        self.runner.entry_queue.run_sync_soon(self._finalize_soon, agen, name)
-        # Last, because a strict warnings filter makes it raise.
-        warnings.warn(
-            f"Async generator {name!r} was garbage collected before it had been exhausted. Surround its use in 'async "
-            "with aclosing(...):' to ensure that it gets cleaned up as soon as you're done using it.",
-            ResourceWarning,
-            stacklevel=2,
-            source=agen,
-        )
-
-    def _finalize_soon(self, agen: Any, name: str) -> None:
-        try:
-            self.runner.spawn_system_task(self._finalize_one, agen, name, name=f"close asyncgen {name} (abandoned)")
-        except RuntimeError:  # the system nursery was closed meanwhile
-            self._found.append((self._numbers.get(agen, 0), agen))
-
-    async def finalize_remaining(self, runner: Runner) -> None:
-        for _ in range(MAX_AWAITS_REFUSED):
-            remaining = self.take_remaining()
-            if not remaining:
-                return
-            for agen in remaining:
-                await self._finalize_one(agen, agen.__qualname__)
-
-    def take_remaining(self) -> list[Any]:
-        """Every generator that is not finished, oldest first; forgets them."""
-        remaining = [(number, agen) for agen, number in self._numbers.items()] + self._found
-        self._numbers.clear()
-        self._found.clear()
-        remaining.sort(key=lambda pair: pair[0])
-        return [agen for _, agen in remaining]
-
-    def close(self) -> None:
-        pass
 
 
 class TrioDriver:
@@ -214,17 +76,18 @@ class TrioDriver:
     def __init__(
         self, async_fn: Callable[[], Awaitable[object]], *, now: float, context: contextvars.Context | None = None
     ) -> None:
-        self._clock = _WorkflowClock(now)
-        self._asyncgens = _OrderedAsyncGenerators()
+        self._clock = WorkflowClock(now)
+        self._asyncgens = OrderedAsyncGenerators()
         self._runner = Runner(
             clock=self._clock,
             instruments=Instruments(()),
-            io_manager=_NoInputOutput(),  # type: ignore[arg-type] # the loop calls nothing else of it
+            io_manager=NoInputOutput(),  # type: ignore[arg-type] # the loop calls nothing else of it
             ki_manager=KIManager(),
             strict_exception_groups=True,
             system_context=contextvars.copy_context() if context is None else context,
-            entry_queue=EntryQueue(wakeup=_Wakeup()),  # type: ignore[arg-type] # the same two methods
+            entry_queue=EntryQueue(wakeup=Wakeup()),  # type: ignore[arg-type] # the same two methods
             asyncgens=self._asyncgens,
+            waiting_for_idle=IdleWaiters(),
         )
         self._asyncgens.runner = self._runner
         self._loop: Generator[float, Any, None] = trio_run.unrolled_run(self._runner, async_fn, (), True)
@@ -281,6 +144,8 @@ class TrioDriver:
             except StopIteration:
                 self._end()
             except BaseException:
+                GLOBAL_RUN_CONTEXT.runner = self._runner
+                self._end_tasks()
                 self._end()
                 raise
 
@@ -288,25 +153,12 @@ class TrioDriver:
         """End the program where it stands. Its ``finally`` blocks run (Python runs them when a coroutine is freed);
         whatever they await is refused, and their errors go nowhere, for nothing they do can count any more."""
         if self.finished:
-            _live.discard(self)
             return
         with _Stepping(self):
-            self._asyncgens.stepping = False  # generators that are freed now are ended below
-            tasks = sorted(self._runner.tasks, key=lambda task: task._counter, reverse=True)  # noqa: SLF001
-            for task in tasks:
-                _detach(task)
-            for task in tasks:
-                GLOBAL_RUN_CONTEXT.task = task
-                task.context.run(_end_coroutine, task.coro)
-            for agen in self._asyncgens.take_remaining():
-                self._runner.system_context.copy().run(_end_generator, agen)
-            # With nothing left the loop ends by itself, without its warning about abandoned runs.
-            self._runner.tasks.clear()
-            self._runner.runq.clear()
-            self._runner.waiting_for_idle.clear()
-            self._runner.deadlines = trio_run.Deadlines()
+            self._end_tasks()
             try:
                 if self._started:
+                    # With no tasks left the loop ends by itself, without its warning about abandoned runs.
                     self._loop.send(())
                 else:
                     self._loop.close()
@@ -315,10 +167,35 @@ class TrioDriver:
             finally:
                 self._end()
 
+    def _end_tasks(self) -> None:
+        runner = self._runner
+        self._asyncgens.stepping = False  # generators that are freed now are ended below
+        tasks = sorted(runner.tasks, key=lambda task: task._counter, reverse=True)  # noqa: SLF001
+        for task in tasks:
+            _detach(task)
+        for task in tasks:
+            GLOBAL_RUN_CONTEXT.task = task
+            task.context.run(_end_coroutine, task.coro)
+        for agen in self._asyncgens.take_remaining():
+            runner.system_context.copy().run(_end_generator, agen)
+        for task in tasks:
+            _untangle(task)
+        runner.tasks.clear()
+        runner.runq.clear()
+        runner.waiting_for_idle.clear()
+        runner.deadlines = trio_run.Deadlines()
+
     def _end(self) -> None:
         self.finished = True
         self._context = {}
         _live.discard(self)
+        # Without these references, which lead round in circles, the memory is free at once: a process that drops runs
+        # all the time must not need a full garbage collection for it.
+        runner = self._runner
+        runner.main_task = runner.init_task = runner.system_nursery = None
+        runner.system_context = contextvars.Context()
+        runner.entry_queue.wakeup.forget()  # type: ignore[attr-defined] # it is our own
+        del self._asyncgens.runner
 
 
 class _Stepping:
@@ -378,14 +255,51 @@ def _detach(task: trio.lowlevel.Task) -> None:
         nursery._children.clear()  # noqa: SLF001
 
 
+def _untangle(task: trio.lowlevel.Task) -> None:
+    """Break the circles of references around a task that has ended."""
+    status = task._cancel_status  # noqa: SLF001
+    task._cancel_status = None  # type: ignore[assignment] # noqa: SLF001
+    for nursery in task._child_nurseries:  # noqa: SLF001
+        nursery._pending_excs.clear()  # noqa: SLF001
+    task._child_nurseries.clear()  # noqa: SLF001
+    while status is not None:
+        status._tasks.clear()  # noqa: SLF001
+        status._children.clear()  # noqa: SLF001
+        status._scope._cancel_status = None  # noqa: SLF001
+        outer = status._parent  # noqa: SLF001
+        status._parent = None  # noqa: SLF001
+        status = outer  # type: ignore[assignment] # None ends the loop
+
+
 def _end_coroutine(coroutine: Any) -> None:
     # Not close(): when an inner coroutine awaits on its way out, close() gives up on it, to be freed later.
+    thrown: list[BaseException] = []
     for _ in range(MAX_AWAITS_REFUSED):
+        thrown.append(RunDropped())
         try:
-            coroutine.throw(RunDropped())
-        except BaseException:  # noqa: BLE001 - user code's last words; the run is dropped, and replayed if it is needed
-            return
-    _unclosable.append(coroutine)
+            coroutine.throw(thrown[-1])
+        except BaseException as last:  # noqa: BLE001 - user code's last words; the run is dropped, and may be replayed
+            thrown.append(last)
+            break
+    else:
+        _unclosable.append(coroutine)
+        return
+    for error in thrown:
+        _clear_frames(error)
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Empty the frames an exception has come through: most hold the exception itself, by way of a nursery."""
+    found: list[BaseException | None] = [error]
+    while found:
+        one = found.pop()
+        if one is None or one.__traceback__ is None:
+            continue
+        traceback.clear_frames(one.__traceback__)
+        one.__traceback__ = None
+        found += [one.__context__, one.__cause__]
+        if isinstance(one, BaseExceptionGroup):
+            found += one.exceptions
 
 
 def _end_generator(agen: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from outcome import Error
 from trio._core import _run as trio_run
 from trio._core._instrumentation import Instruments

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -502,3 +503,39 @@ def test_the_last_words_of_an_abandoned_generator_reach_no_activity_function() -
     story.start()
     story.fire()
     assert ran == []
+
+
+@pytest.mark.parametrize("end", ["dropped", "finished", "blocked"])
+def test_the_memory_of_a_run_is_free_at_once_without_garbage_collection(end: str) -> None:
+    @workflow
+    async def nested() -> None:
+        with trio.move_on_after(1000):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(step, 1)
+                with trio.CancelScope(shield=True):
+                    await step(2)
+                if end == "blocked":
+                    raise MemoryError
+                nursery.cancel_scope.cancel()
+
+    gc.collect()
+    gc.disable()
+    try:
+        host = host_of(nested)
+        story = Story(host, "nested")
+        story.start()
+        run = weakref.ref(host._runs["run-1"])
+        assert run() is not None
+        if end == "finished":
+            story.complete(1)
+            assert isinstance(story.cancelled(2)[0], CompleteWorkflow)
+        elif end == "blocked":
+            story.complete(1)
+            with pytest.raises(AssertionError, match="memory_limit_mb"):
+                story.cancelled(2)
+        else:
+            host.handle(Evict(run_id="run-1"))
+        host.close_evicted()
+        assert run() is None
+    finally:
+        gc.enable()
