@@ -30,14 +30,22 @@ class CommitLoop:
     An acknowledgement ends it. A conflict is looked into: if the standing commit has this commit's id, an earlier
     publish of it has landed after all. Silence proves nothing, not even an absent number: the identical bytes are
     published again until the number is occupied.
+
+    Args:
+        spawn: runs an async function as a background task; after its owner's end it does nothing.
+        report: gets a log level and words for an operator.
     """
 
     def __init__(
-        self, broker: Broker, subjects: Subjects, nursery: trio.Nursery, report: Callable[[str, str], None]
+        self,
+        broker: Broker,
+        subjects: Subjects,
+        spawn: Callable[..., None],
+        report: Callable[[str, str], None],
     ) -> None:
         self._broker = broker
         self._subjects = subjects
-        self._nursery = nursery
+        self._spawn = spawn
         self._report = report
 
     def publish(self, commit: PendingCommit, on_result: Callable[[bool], None]) -> None:
@@ -47,7 +55,7 @@ class CommitLoop:
             if isinstance(outcome, int):
                 on_result(True)
             else:
-                self._nursery.start_soon(self._resolve, commit, outcome, on_result)
+                self._spawn(self._resolve, commit, outcome, on_result)
 
         self._broker.append_soon(self._append(commit), answered)
 

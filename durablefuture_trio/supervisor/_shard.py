@@ -126,9 +126,15 @@ class Shard:
 
     async def run(self, epoch: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the shard under `epoch` (and those given to `resume`) until cancelled or abandoned."""
+        try:
+            await self._own(epoch, task_status)
+        finally:
+            self._nursery = None
+
+    async def _own(self, epoch: int, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            self._commits = CommitLoop(self._broker, self._subjects, nursery, self._report)
+            self._commits = CommitLoop(self._broker, self._subjects, self._spawn, self._report)
             self._epoch = epoch
             nursery.start_soon(self._keep_time)
             task_status.started()
@@ -348,8 +354,9 @@ class Shard:
     # --- carrying out -------------------------------------------------------------------------------------------------
 
     def _spawn(self, function: Callable[..., Any], *args: Any) -> None:
-        assert self._nursery is not None
-        self._nursery.start_soon(function, *args)
+        # Answers of the server may come after the shard was given up: nobody is left to act on them.
+        if self._nursery is not None:
+            self._nursery.start_soon(function, *args)
 
     def _do_load(self, owner: RunOwner, output: out.Load) -> None:
         self._spawn(self._load, owner)
