@@ -101,7 +101,14 @@ class HistoryReader:
                 continue
             if len(found) == stop - start:
                 return [found[n] for n in range(start, stop)]
-        missing = next((n for n in range(start, stop) if n not in found), start)
+        for missing in (n for n in range(start, stop) if n not in found):
+            # Replicas that are behind may answer each batch: only the leader's word is that a message is gone.
+            leaders = await self._broker.last(stream, f"{prefix}{missing}", confirmed=True)
+            if leaders is None:
+                break
+            found[missing] = numbered(leaders)
+        else:
+            return [found[n] for n in range(start, stop)]
         raise HistoryError(
             f"history of workflow {workflow_id!r} has no commit {missing} ({prefix}{missing}): messages were removed "
             "from the stream. Restore it from a backup, or terminate the workflow.",
