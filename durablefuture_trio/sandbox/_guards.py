@@ -14,9 +14,9 @@ import sys
 import threading
 import time
 import zoneinfo
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from threading import get_ident
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 import time_machine
@@ -66,6 +66,8 @@ _REFUSED_EVENTS = {
     "signal.pthread_kill": _PROCESSES, "builtins.input": _INPUT, "resource": _NATIVE,
 }  # fmt: skip
 
+_SOURCE_READERS = ("linecache", "tokenize")
+_READER_DEPTH = 8
 _SOURCE_FILES = (".py", ".pyc", ".pyw")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _verdicts: dict[str, str | None] = {}
@@ -178,7 +180,20 @@ def _may_be_read(args: tuple[Any, ...]) -> bool:
         return False
     if isinstance(mode, str) and not set(mode) <= set("rbtU"):
         return False
-    return path.endswith(_SOURCE_FILES) or path.startswith(zoneinfo.TZPATH) or "tzdata" in path.split(os.sep)
+    if path.endswith(_SOURCE_FILES) or path.startswith(zoneinfo.TZPATH) or "tzdata" in path.split(os.sep):
+        return True
+    if path.startswith("<") and path.endswith(">"):  # no file: the compiler looks for the line of a syntax error
+        return True
+    frame = sys._getframe(1)  # noqa: SLF001 - the documented way to look at callers
+    return any(module in _SOURCE_READERS for module in _modules_calling(frame))
+
+
+def _modules_calling(frame: FrameType | None) -> Iterator[str]:
+    for _ in range(_READER_DEPTH):
+        if frame is None:
+            return
+        yield frame.f_globals.get("__name__", "")
+        frame = frame.f_back
 
 
 def _suspended_import(original: Callable[..., Any]) -> Callable[..., Any]:

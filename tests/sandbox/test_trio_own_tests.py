@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -26,6 +27,9 @@ MODULES = (
     "trio._tests.test_scheduler_determinism",
 )
 
+NOT_RUN = "threaded"
+"""Worker threads that call back: on a driver that does not sleep they have to race a busy loop."""
+
 EXCEPTIONS = {
     "test_current_time": "wants the real clock to tick by itself",
     "test_current_clock": "wants the clock object it passed to trio.run",
@@ -46,10 +50,11 @@ def test_the_tests_that_trio_ships_pass_under_the_driver_but_for_threads_signals
             sys.executable, "-m", "pytest", "-q", "--tb=short", "-c", os.devnull, f"--rootdir={tmp_path}",
             "-p", "no:cacheprovider", "-p", "no:trio", "-p", "no:hypothesispytest",
             "-p", "tests._support.trio_own_tests",
-            f"--junitxml={report}", "--pyargs", *MODULES,
+            f"--junitxml={report}", "-k", f"not {NOT_RUN}",
+            "--pyargs", *(module for module in MODULES if find_spec(module)),
         ],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))},
         capture_output=True,
         text=True,
         timeout=120,
