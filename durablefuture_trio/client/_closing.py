@@ -10,7 +10,7 @@ import msgspec
 import trio
 
 from durablefuture_trio.client._reading import last_commit, persistently, terminal_at
-from durablefuture_trio.client._timing import LOOK_EVERY_S, jittered
+from durablefuture_trio.client._timing import LOOK_AT_LEAST_EVERY_S, LOOK_EVERY_S, jittered
 from durablefuture_trio.history.events import Terminal
 from durablefuture_trio.ports.broker import Broker, BrokerError
 from durablefuture_trio.protocol.envelope import ClosedHint, decode_hint
@@ -41,6 +41,7 @@ class CloseWaiter:
         self.subscribed = subscribed
         self._hints: dict[str, ClosedHint] = {}
         self._told = trio.Event()
+        self._nudged = False
 
     def tell(self, hint: ClosedHint) -> None:
         """A run of the id has closed."""
@@ -53,10 +54,17 @@ class CloseWaiter:
         """The hint about this run, if it has come."""
         return self._hints.pop(run_id, None)
 
-    async def told(self) -> None:
-        """Wait for the next hint."""
+    def nudge(self) -> None:
+        """The link has come back: hints may have been lost meanwhile."""
+        self._nudged = True
+        self._told.set()
+
+    async def told(self) -> bool:
+        """Wait for the next hint (False), or until hints may have been lost (True)."""
         await self._told.wait()
         self._told = trio.Event()
+        nudged, self._nudged = self._nudged, False
+        return nudged
 
 
 class _Subscription:
@@ -75,6 +83,17 @@ class CloseHints:
         self._subjects = subjects
         self._nursery = nursery
         self._subscriptions: dict[str, _Subscription] = {}
+        nursery.start_soon(self._watch_link)
+
+    async def _watch_link(self) -> None:
+        link = self._broker.link
+        seen = link.generation
+        while True:
+            seen = await link.changed(seen)
+            if link.up:
+                for subscription in self._subscriptions.values():
+                    for waiter in subscription.waiters:
+                        waiter.nudge()
 
     @asynccontextmanager
     async def watch(self, workflow_id: str) -> AsyncIterator[CloseWaiter]:
@@ -156,6 +175,7 @@ class Closings:
         if look := look_first or not waiter.subscribed.is_set():
             # Still unconfirmed after a whole request: the link was down, and the subscription may be later than that.
             await waiter.subscribed.wait()
+        pause = LOOK_EVERY_S
         while True:
             if look and (closing := await self._look(workflow_id, run_id)) is not None:
                 return closing
@@ -164,9 +184,12 @@ class Closings:
                     return Closing(run_id, hint.event)
                 look = True  # too large for a hint: the history has it
                 continue
-            with trio.move_on_after(jittered(LOOK_EVERY_S)) as patience:
-                await waiter.told()
-            look = patience.cancelled_caught
+            look = True
+            with trio.move_on_after(jittered(pause)):
+                look = await waiter.told()
+                pause = LOOK_EVERY_S
+                continue
+            pause = min(2 * pause, LOOK_AT_LEAST_EVERY_S)
 
     async def _latest_run(self, workflow_id: str) -> str:
         async def read() -> str:

@@ -7,6 +7,9 @@ import random
 LOOK_EVERY_S = 3.0
 """A waiter looks into the history this often: answers and hints are core messages and may be lost."""
 
+LOOK_AT_LEAST_EVERY_S = 15.0
+"""Who waits long for a run to close looks less and less often, down to this. A link that comes back makes it look."""
+
 EXPLAIN_AFTER_S = 5.0
 """A request that is still undecided is explained in the log after this."""
 

@@ -499,6 +499,8 @@ class RunOwner:
         record = None if self.state is None else self.state.requests.get(message.request_id)
         if record is not None:
             self._reply(message, answer_of(record))
+        if self.state is not None and self.state.terminal is not None:
+            self._out(out.Closed(self.state.run_id, self._tip_n, self.state.terminal))
         self._projected_key = ""
         return True
 

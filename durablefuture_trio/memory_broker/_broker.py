@@ -270,6 +270,9 @@ class MemoryBroker:
             except trio.WouldBlock:
                 receive.receive_nowait()
                 send.send_nowait(message)
+            except trio.ClosedResourceError:
+                # It was under way when the listener left.
+                return
 
         subscription = Subscription(subject, self._link, on_message)
         await self._ask(partial(self._server.subscribe, subscription))
