@@ -38,7 +38,8 @@ HELD_BACK_ANSWERS = 64
 YOUNG_OBJECTS = 20_000
 """Container objects made since the last collection that call for the next one, between batches."""
 
-OLD_COLLECTION_EVERY = 25
+FULL_COLLECTION_AFTER = 25
+"""Young collections before a full one, at least; and as in CPython the heap must have grown by a quarter."""
 
 
 class _Answers:
@@ -67,6 +68,7 @@ class _Collector:
 
     def __init__(self) -> None:
         self._young = 0
+        self._old_objects = 0
         gc.disable()
         gc.collect()
         gc.freeze()
@@ -75,7 +77,12 @@ class _Collector:
         if gc.get_count()[0] < YOUNG_OBJECTS:
             return
         self._young += 1
-        gc.collect(2 if self._young % OLD_COLLECTION_EVERY == 0 else 1)
+        if self._young < FULL_COLLECTION_AFTER or self._young * YOUNG_OBJECTS * 4 < self._old_objects:
+            gc.collect(1)
+            return
+        gc.collect()
+        self._young = 0
+        self._old_objects = len(gc.get_objects(generation=2))
 
 
 def _frames_of(sock: socket.socket) -> Iterator[list[SandboxDown]]:

@@ -13,11 +13,13 @@ class RunBlockedError(DurableFutureError):
         kind: as in `Blocked`.
         source: the line of workflow code, if one is to blame.
         stack: a traceback for people.
+        out_of_memory: the process ran into its memory limit, perhaps because of what others keep in it.
     """
 
     kind: BlockKind
     source: str = ""
     stack: str = ""
+    out_of_memory: bool = False
 
 
 def blocked_frame(error: RunBlockedError | NondeterminismError, *, exchange: int, run_id: str) -> Blocked:

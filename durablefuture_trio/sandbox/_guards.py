@@ -3,6 +3,8 @@
 This is a fence against mistakes, not against malice: what Python reports to audit hooks is refused, and the few things
 it does not report (threads on Python 3.11, ``time.sleep``) are replaced. Each refusal raises a `SandboxViolationError`
 that names what to use instead, and is remembered by the run, so that code which swallows exceptions is blocked as well.
+
+Only the thread that steps a run is guarded. The wall clock alone is moved for the whole process while a run is stepped.
 """
 
 from __future__ import annotations

@@ -77,6 +77,7 @@ class ReplayHost:
         self._loaded: OrderedDict[str, None] = OrderedDict()
         self._loading: dict[str, _Replay] = {}
         self._evicted: list[WorkflowRun] = []
+        self._made_room: list[SandboxUp] = []
 
     @property
     def cached(self) -> tuple[str, ...]:
@@ -218,6 +219,9 @@ class ReplayHost:
     # --- the cache ----------------------------------------------------------------------------------------------------
 
     def _shrink(self, answers: list[SandboxUp]) -> None:
+        if self._made_room:
+            answers += self._made_room
+            self._made_room.clear()
         while len(self._loaded) > MAX_LOADED_AHEAD:
             self._loaded.popitem(last=False)
         if len(self._runs) <= self._limit:
@@ -228,6 +232,12 @@ class ReplayHost:
             self._forget(run_id)
             answers.append(Evicted(run_id=run_id))
 
+    def _make_room(self) -> None:
+        """Half of the cache goes: the next run must not meet the memory limit for what others keep."""
+        for run_id in list(self._runs)[: (len(self._runs) + 1) // 2]:
+            self._forget(run_id)
+            self._made_room.append(Evicted(run_id=run_id))
+
     def _forget(self, run_id: str) -> None:
         self._loaded.pop(run_id, None)
         run = self._runs.pop(run_id, None)
@@ -235,6 +245,8 @@ class ReplayHost:
             self._evicted.append(run)
 
     def _blocked(self, error: Exception, exchange: int, run_id: str) -> Blocked:
+        if isinstance(error, MemoryError) or getattr(error, "out_of_memory", False):
+            self._make_room()
         if isinstance(error, RunBlockedError | NondeterminismError):
             return blocked_frame(error, exchange=exchange, run_id=run_id)
         if isinstance(error, HistoryError):

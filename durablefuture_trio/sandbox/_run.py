@@ -189,6 +189,7 @@ class WorkflowRun:
                         "the workflow ran into the memory limit of its process: raise `memory_limit_mb` in [sandbox], "
                         "or keep large values in activities",
                         kind="crashed",
+                        out_of_memory=True,
                         source=source_of_traceback(leaf.__traceback__),
                         stack="".join(traceback.format_exception(leaf)),
                     )

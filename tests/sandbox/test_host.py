@@ -468,7 +468,22 @@ def test_a_memory_error_outside_of_user_code_blocks_this_run_alone(monkeypatch: 
             story.complete(1)
     assert caught.value.args[0].kind == "crashed"
     assert "memory_limit_mb" in caught.value.args[0].message
+    assert isinstance(bystander.replay(), Loaded)
     assert isinstance(bystander.complete(1)[0], ScheduleActivity)
+
+
+def test_a_memory_error_makes_half_of_the_cache_go_and_reports_it() -> None:
+    @workflow
+    async def greedy() -> None:
+        raise MemoryError
+
+    host = host_of(greedy, three_steps)
+    for number in range(4):
+        story_in(host, f"run-{number}").start()
+    story = Story(host, "greedy", run_id="run-9")
+    assert isinstance(story.ask(story.started()), Blocked)
+    assert [frame.run_id for frame in story.frames if isinstance(frame, Evicted)] == ["run-0", "run-1"]
+    assert host.cached == ("run-2", "run-3")
 
 
 def _out_of_memory(*_arguments: Any) -> Any:
