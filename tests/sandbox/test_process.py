@@ -225,7 +225,7 @@ def test_a_workflow_that_hoards_memory_is_blocked_and_the_others_go_on() -> None
         assert isinstance(blocked, Blocked)
         assert blocked.kind == "crashed"
         assert "memory_limit_mb" in blocked.message
-        assert one(greedy.frames, Evicted).run_id == "run-1"
+        assert child.receive() == Evicted(run_id="run-1")
         assert isinstance(good.replay(), Loaded)
         good.complete(1, 0)
 
