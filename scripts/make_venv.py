@@ -19,8 +19,6 @@ INPUTS = [ROOT / "pyproject.toml", ROOT / "constraints.txt"]
 
 
 def main() -> int:
-    if sys.version_info < (3, 11):
-        return failed(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=/path/to/python3")
     # The lock is on a file that is always there: whatever is made for locking alone would stay behind.
     with Path(__file__).open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -50,7 +48,7 @@ def install(wanted: str) -> int:
     same = made_for.exists() and f"version = {sys.version.split()[0]}" in made_for.read_text() and works()
     if not same and subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=False).returncode:
         return failed("python -m venv failed (on Debian and Ubuntu: apt install python3-venv)")
-    pip = [VENV / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     if subprocess.run([*pip, "-c", "constraints.txt", "-e", ".[test]"], cwd=ROOT, check=False).returncode:
         return failed("pip failed, see above; run it again when the index can be reached")
     STAMP.write_text(wanted)

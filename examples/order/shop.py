@@ -1,4 +1,4 @@
-"""An order: charge the card, ship the package. The workflow survives the death of any process."""
+"""An order: charge the card, then ship the package. It survives the death of any process."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 
 import trio
 
-from durablefuture_trio import ApplicationError, RetryPolicy, activity, workflow
+from durablefuture_trio import ActivityError, ApplicationError, RetryPolicy, activity, workflow
 
 PACE = float(os.environ.get("SHOP_PACE", "1"))
-"""Factor on the time the activities take; tests set it low."""
+"""Factor on the seconds the activities take, so that they can be played faster."""
 
 
 @dataclass
@@ -56,11 +56,14 @@ class Receipt:
     start_to_close_timeout=30,
 )
 async def charge_credit_card(customer: str, amount: float) -> Charge:
-    """Takes two seconds; the customer ``fail_customer`` is declined."""
+    """Takes two seconds. The customer ``fail_customer`` is declined, three times."""
+    activity.logger.info("charging %s %.2f, attempt %d", customer, amount, activity.info().attempt)
     await trio.sleep(2 * PACE)
     if customer == "fail_customer":
-        raise ApplicationError("credit card declined", type="declined")
-    return Charge(charge_id=f"ch_{activity.info().idempotency_key[:12]}", amount=amount)
+        raise ApplicationError("credit card declined")
+    # A real payment service is given the idempotency key: it is the same in all attempts of this call.
+    key = activity.info().idempotency_key
+    return Charge(charge_id=f"ch_{uuid.uuid5(uuid.NAMESPACE_OID, key).hex[:12]}", amount=amount)
 
 
 @activity(
@@ -75,7 +78,9 @@ async def charge_credit_card(customer: str, amount: float) -> Charge:
     start_to_close_timeout=60,
 )
 def ship_package(customer: str, product: str, quantity: int, charge_id: str) -> Shipment:
-    """Takes three seconds, in a thread: a plain function may block."""
+    """Takes three seconds, in a thread: a plain ``def`` may block."""
+    attempt = activity.info().attempt
+    activity.logger.info("shipping %d x %s, attempt %d in process %d", quantity, product, attempt, os.getpid())
     time.sleep(3 * PACE)
     return Shipment(
         tracking_id=f"trk_{uuid.uuid4().hex[:10]}",
@@ -89,9 +94,8 @@ async def order(customer: str, product: str, amount: float, quantity: int) -> Re
     """Charge, then ship."""
     try:
         charge = await charge_credit_card(customer, amount)
-    except Exception as error:
-        cause = error.__cause__ or error
-        raise ApplicationError(f"credit card charge failed: {cause}") from error
+    except ActivityError as error:
+        raise ApplicationError(f"credit card charge failed: {error.cause}") from error
     shipment = await ship_package(customer, product, quantity, charge.charge_id)
     return Receipt(
         charged_amount=charge.amount,
