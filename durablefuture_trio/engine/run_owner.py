@@ -918,7 +918,8 @@ class RunOwner:
         if not self._anchors:
             self._set_wake(None)
             return
-        if needed is not None and not any(due <= needed for due in self.armed.values()):
+        # One that fires much too early is replaced: only what is stored before it is neutralised wakes the run.
+        if needed is not None and not any(needed - TOO_EARLY_S <= due <= needed for due in self.armed.values()):
             if self._arming is None:
                 self._arming = self._tip_n
                 self._out(out.Arm(state.run_id, self._tip_n, needed))

@@ -109,7 +109,7 @@ async def test_h20_a_lost_hint_costs_seconds_not_the_result(world: World) -> Non
     async with trio.open_nursery() as nursery:
 
         async def wait() -> None:
-            with trio.fail_after(8):
+            with trio.fail_after(16):
                 assert await handle.result() == Receipt(3)
 
         nursery.start_soon(wait)
