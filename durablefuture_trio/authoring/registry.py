@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import sys
 import traceback
@@ -15,6 +16,8 @@ from durablefuture_trio.authoring._activity import ActivityDefinition
 from durablefuture_trio.authoring._definition import Definition, definition_of
 from durablefuture_trio.authoring._workflow import WorkflowDefinition
 from durablefuture_trio.errors import ConfigError
+
+_OWN_DIRECTORY = os.path.dirname(__file__)
 
 
 class Registry:
@@ -173,8 +176,13 @@ def _place(definition: Definition) -> str:
 
 def _words(error: BaseException) -> str:
     text = f"{type(error).__name__}: {error}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
-    if isinstance(error, SyntaxError) or len(frames) <= 1:
+    # The line to mend is the user's: a decorator that refuses what it was put on raises in this package.
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "importlib" not in frame.filename and os.path.dirname(frame.filename) != _OWN_DIRECTORY
+    ]
+    if isinstance(error, SyntaxError) or not frames:
         return text
     return f"{text} ({frames[-1].filename}:{frames[-1].lineno})"
 

@@ -115,6 +115,7 @@ class Client:
             RequestFailedError: the server has no room, or the owner of the id could not carry out the request.
             BrokerUnavailableError: the server refuses to store the request.
         """
+        _check_options(options)
         target = target_of(wf, args, result_type)
         workflow_id, request, request_id = self._start_request(target, options)
         run_id = await self._request_start(request, request_id)
@@ -136,6 +137,7 @@ class Client:
         Raises:
             whatever those two raise.
         """
+        _check_options(options)
         target = target_of(wf, args, result_type)
         workflow_id, request, request_id = self._start_request(target, options)
         # Subscribed before the start is sent: whenever the run closes, the hint comes and no history has to be read.
@@ -210,10 +212,6 @@ class Client:
         )
 
     def _start_request(self, target: Target, options: StartOptions) -> tuple[str, StartRequest, str]:
-        if unknown := options.keys() - StartOptions.__annotations__.keys():
-            names = ", ".join(sorted(unknown))
-            known = ", ".join(StartOptions.__annotations__)
-            raise TypeError(f"unknown option {names} for a start; there are {known}. Arguments go by position.")
         workflow_id = options.get("id")
         if workflow_id is None:
             workflow_id = new_id()
@@ -254,6 +252,14 @@ class Client:
                 )
             case other:
                 raise RequestFailedError(answer.message or f"start of workflow {workflow_id!r} was refused: {other}")
+
+
+def _check_options(options: StartOptions) -> None:
+    """Before the arguments: one that is given by name is missing among them."""
+    if unknown := options.keys() - StartOptions.__annotations__.keys():
+        names = ", ".join(sorted(unknown))
+        known = ", ".join(StartOptions.__annotations__)
+        raise TypeError(f"unknown option {names} for a start; there are {known}. Arguments go by position.")
 
 
 @asynccontextmanager

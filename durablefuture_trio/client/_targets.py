@@ -8,8 +8,9 @@ from typing import Any, Protocol, TypeVar, TypeVarTuple
 import msgspec
 
 from durablefuture_trio.authoring import Definition, definition_of
-from durablefuture_trio.codec import encode_arguments
+from durablefuture_trio.codec import decode_arguments, encode_arguments
 from durablefuture_trio.codec.payload import Payload
+from durablefuture_trio.errors import PayloadError
 
 R_co = TypeVar("R_co", covariant=True)
 Ts = TypeVarTuple("Ts")
@@ -34,7 +35,7 @@ def target_of(wf: Any, args: tuple[Any, ...], result_type: Any) -> Target:
 
     Raises:
         TypeError: `wf` is no workflow, or the arguments do not fit its signature.
-        PayloadError: an argument cannot be encoded, or they are too large.
+        PayloadError: an argument cannot be encoded, or rebuilt as its parameter's type, or they are too large.
     """
     if isinstance(wf, str):
         if not wf:
@@ -42,7 +43,20 @@ def target_of(wf: Any, args: tuple[Any, ...], result_type: Any) -> Target:
         return Target(wf, encode_arguments(args), result_type)
     definition = _workflow_of(wf)
     arguments = encode_arguments(definition.bind_arguments(args))
+    _check_arguments(definition, arguments)
     return Target(definition.name, arguments, definition.result_hint if result_type is Any else result_type)
+
+
+def _check_arguments(definition: Definition, arguments: Payload) -> None:
+    """Refuse here what would block the run for ever: once stored, arguments cannot be mended."""
+    try:
+        decode_arguments(arguments, definition.parameter_hints)
+    except PayloadError as error:
+        names = ", ".join(definition.signature.names)
+        raise PayloadError(
+            f"the arguments do not fit workflow {definition.name}({names}): {error.message}. Nothing was sent.",
+            path=error.path,
+        ) from error
 
 
 def result_type_of(wf: Any, result_type: Any) -> Any:

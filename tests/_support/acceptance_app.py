@@ -364,12 +364,12 @@ async def large_argument(text: str) -> int:
 async def violating(what: str) -> str:
     await greet("before")
     if what == "file":
-        with open("/etc/hostname") as file:
+        with open("/etc/hostname") as file:  # noqa: ASYNC230 - the mistake to be refused
             return file.read()
     if what == "socket":
         socket.create_connection(("127.0.0.1", 1))
     if what == "sleep":
-        time.sleep(0.001)
+        time.sleep(0.001)  # noqa: ASYNC251 - the mistake to be refused
     if what == "thread":
         threading.Thread(target=print).start()
     return what

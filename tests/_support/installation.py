@@ -17,7 +17,7 @@ import orjson
 import trio
 
 from durablefuture_trio import connect
-from durablefuture_trio.client import Client
+from durablefuture_trio.client import Client, WorkflowDescription, WorkflowHandle
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -39,10 +39,45 @@ async def until(condition: Callable[[], Any], what: str, *, deadline_s: float = 
         AssertionError: it has not come true in time; the message says what.
     """
     with trio.move_on_after(deadline_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - other processes set no event
             await trio.sleep(POLL_S)
         return
     raise AssertionError(f"after {deadline_s:g} s still not: {what}")
+
+
+async def until_noted(journal: Path, lines: int) -> None:
+    """Wait until activities have left so many lines."""
+    await until(
+        lambda: journal.exists() and len(journal.read_text().splitlines()) >= lines, f"{lines} lines in {journal}"
+    )
+
+
+async def described(
+    handle: WorkflowHandle[Any], condition: Callable[[WorkflowDescription], Any], *, deadline_s: float = 20.0
+) -> WorkflowDescription:
+    """The description of a workflow, once it is as wanted."""
+    found = None
+    with trio.move_on_after(deadline_s):
+        while True:
+            found = await handle.describe()
+            if condition(found):
+                return found
+            await trio.sleep(POLL_S)
+    raise AssertionError(f"after {deadline_s:g} s workflow {handle.id} is still {found}")
+
+
+async def listed(
+    client: Client, workflow_id: str, condition: Callable[[WorkflowDescription], Any], *, deadline_s: float = 20.0
+) -> WorkflowDescription:
+    """The entry of a workflow in the listing, once it is there and as wanted: the listing follows at a distance."""
+    found = None
+    with trio.move_on_after(deadline_s):
+        while True:
+            async for entry in client.list():
+                if entry.workflow_id == workflow_id and condition(found := entry):
+                    return entry
+            await trio.sleep(POLL_S)
+    raise AssertionError(f"after {deadline_s:g} s the listing still shows {found} for workflow {workflow_id}")
 
 
 @dataclass
@@ -125,7 +160,7 @@ class SupervisorProcess:
         children = descendants(self.pid)
         self.signal(signal.SIGKILL)
         await self.exit_code()
-        await until(lambda: not any(_is_alive(child) for child in children), "the end of the children")
+        await until(lambda: not any(is_alive(child) for child in children), "the end of the children")
 
     def end_now(self) -> None:
         """For the way out, whatever the state."""
@@ -252,7 +287,8 @@ def _processes() -> dict[int, tuple[int, str]]:
     return table
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
     return _processes().get(pid, (0, "Z"))[1] != "Z"
 
 
