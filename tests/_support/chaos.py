@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -15,6 +16,7 @@ from durablefuture_trio._ids import new_id
 from durablefuture_trio.client import Client, open_client
 from durablefuture_trio.client._connect import find_namespace, find_server
 from durablefuture_trio.client._records import HistoryEvent
+from durablefuture_trio.errors import WorkflowNotFoundError
 from durablefuture_trio.nats_bridge import ConnectOptions, open_broker
 from durablefuture_trio.ports.broker import Broker
 from durablefuture_trio.protocol.subjects import Subjects
@@ -37,6 +39,7 @@ namespace = "{namespace}"
 modules = ["tests._support.chaos_app"]
 state_dir = "{state_dir}"
 drain_timeout = 5.0
+lease_s = {lease_s}
 shutdown_grace = 1.0
 {nats}
 [sandbox]
@@ -66,7 +69,7 @@ class Chaos:
         self.supervisors: list[SupervisorProcess] = []
 
     def supervisor(
-        self, name: str = "a", *, url: str | None = None, replays: int = 1, workers: int = 2
+        self, name: str = "a", *, url: str | None = None, replays: int = 1, workers: int = 2, lease_s: float = 5.0
     ) -> SupervisorProcess:
         """A supervisor that is not started yet, with an embedded server unless `url` is given."""
         home = self.directory / name
@@ -74,7 +77,14 @@ class Chaos:
         nats = f'[nats]\nurl = "{url}"' if url is not None else f'[nats.embedded]\ndata_dir = "{home / "data"}"'
         config = home / "supervisor.toml"
         config.write_text(
-            CONFIG.format(namespace=NAMESPACE, state_dir=home / "state", nats=nats, replays=replays, workers=workers)
+            CONFIG.format(
+                namespace=NAMESPACE,
+                state_dir=home / "state",
+                nats=nats,
+                replays=replays,
+                workers=workers,
+                lease_s=lease_s,
+            )
         )
         environment = {MARKER_VARIABLE: self.marker, DIRECTORY_VARIABLE: str(self.directory)}
         supervisor = SupervisorProcess(config, environment)
@@ -117,6 +127,21 @@ class Chaos:
 
         await eventually(lambda: bool(found()), f"attempt {attempt} of {activity} runs\n{self.logs}")
         return found()[0]
+
+    async def result(self, connection: Connection, workflow_id: str, *, within_s: float = 15.0) -> Any:
+        """The result of a run whose start is stored, but perhaps not committed yet.
+
+        Raises:
+            AssertionError: it does not come in time.
+        """
+        handle = connection.client.handle(workflow_id)
+        with trio.move_on_after(within_s):
+            while True:
+                try:
+                    return await handle.result()
+                except WorkflowNotFoundError:
+                    await trio.sleep(0.02)
+        raise AssertionError(f"no result of {workflow_id} within {within_s:g} s")
 
     async def check(self, connection: Connection, *workflow_ids: str) -> dict[str, list[HistoryEvent]]:
         """Everything that has to be true when all these runs have closed; returns their histories."""
