@@ -76,6 +76,7 @@ class HostedStream:
         self._host = host
         self._owns: list[Callable[[str], bool]] = [matcher(subject) for subject in stream.spec.subjects]
         self._armed: dict[int, _Armed] = {}
+        self._expiring: dict[int, float] = {}
         self._acked: deque[Stored] = deque(maxlen=REMEMBERED_REMOVALS)
 
     def takes(self, subject: str) -> bool:
@@ -105,6 +106,7 @@ class HostedStream:
         if append.neutralise or append.schedule is not None:
             self._roll_up(stored)
         if append.neutralise:
+            self._expiring[stored.seq] = now + NEUTRALISED_FOR_S
             host.later(now + NEUTRALISED_FOR_S, partial(self._expire, stored.seq))
         elif append.schedule is not None:
             armed = _Armed(stored, append.schedule, host.faults.fire_fate(host.rng, append.subject))
@@ -126,6 +128,7 @@ class HostedStream:
         stored = self.stream.remove(seq)
         if stored is not None:
             self._armed.pop(seq, None)
+            self._expiring.pop(seq, None)
             for consumer in self.consumers.values():
                 consumer.removed(seq)
         return stored
@@ -277,6 +280,8 @@ class HostedStream:
         for seq, armed in self._armed.items():
             armed.collected = armed.covered = False
             self._arm(seq, armed)
+        for seq, due in self._expiring.items():
+            self._host.later(due, partial(self._expire, seq))
         for consumer in self.consumers.values():
             self._forget_deliveries(consumer)
             consumer.watched = False

@@ -191,8 +191,9 @@ class HostedActivities:
 class Supervisor:
     """One simulated supervisor process: kill it at any time."""
 
-    def __init__(self, cluster: Cluster, name: str, faults: FaultPlan | None) -> None:
+    def __init__(self, cluster: Cluster, name: str, faults: FaultPlan | None, skew_s: float) -> None:
         self.cluster = cluster
+        self.skew_s = skew_s
         self.name = name
         self.broker: MemoryBroker = cluster.server.connect(name, faults=faults)
         self.scope = trio.CancelScope()
@@ -209,11 +210,11 @@ class Supervisor:
                         cluster.registry, cluster.scheduler, cached_workflows=cluster.cached_workflows
                     )
                     activities = HostedActivities(cluster.registry, cluster.world, cluster.scheduler, nursery)
-                    clock = ServerClock(wall=cluster.scheduler.now, monotonic=trio.current_time)
+                    clock = ServerClock(wall=lambda: cluster.scheduler.now() + self.skew_s, monotonic=trio.current_time)
                     subjects = await establish_namespace(self.broker, "test", shards=cluster.shards)
 
                     def new_shard(number: int, on_reader_lost: Callable[[], None]) -> Shard:
-                        return Shard(
+                        return cluster.shard_type(
                             number,
                             broker=self.broker,
                             subjects=subjects,
@@ -224,7 +225,7 @@ class Supervisor:
                         )
 
                     member = Member(name=self.name, token=f"token-{self.name}", incarnation=new_id())
-                    self.ownership = Ownership(
+                    self.ownership = cluster.ownership_type(
                         self.broker, subjects, member, clock, new_shard, monotonic=trio.current_time
                     )
                     await nursery.start(self.ownership.run)
@@ -262,11 +263,17 @@ class Cluster:
         self.world = world
         self.shards = shards
         self.cached_workflows = cached_workflows
+        self.shard_type: Callable[..., Shard] = Shard
+        self.ownership_type: Callable[..., Ownership] = Ownership
         self.supervisors: dict[str, Supervisor] = {}
 
-    async def start(self, name: str = "A", faults: FaultPlan | None = None) -> Supervisor:
-        """Start a supervisor (again), and wait until it looks after its leases."""
-        supervisor = self.supervisors[name] = Supervisor(self, name, faults)
+    async def start(self, name: str = "A", faults: FaultPlan | None = None, *, skew_s: float = 0.0) -> Supervisor:
+        """Start a supervisor (again), and wait until it looks after its leases.
+
+        Args:
+            skew_s: how far its machine's clock is ahead of the server's.
+        """
+        supervisor = self.supervisors[name] = Supervisor(self, name, faults, skew_s)
         await self.nursery.start(supervisor.run)
         return supervisor
 

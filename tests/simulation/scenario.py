@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from random import Random
-from typing import Any
 
 import trio
 from trio._core import _run
@@ -14,14 +16,27 @@ from trio.testing import MockClock
 
 from durablefuture_trio.authoring import activity, workflow
 from durablefuture_trio.client import Client
+from durablefuture_trio.errors import (
+    RequestFailedError,
+    WorkflowAlreadyStartedError,
+    WorkflowNotFoundError,
+    WorkflowTerminatedError,
+)
+from durablefuture_trio.history.commit import decode_commit
 from durablefuture_trio.history.events import (
+    TERMINAL_EVENTS,
     ActivityCancelled,
     ActivityCompleted,
     ActivityFailed,
     ActivityScheduled,
+    Event,
+    WorkflowStarted,
+    WorkflowTerminated,
 )
 from durablefuture_trio.history.options import RetryPolicy
 from durablefuture_trio.memory_broker import FaultPlan
+from durablefuture_trio.ports.frames import Loaded, LoadRun
+from durablefuture_trio.sandbox._host import ReplayHost
 from tests._support.cluster import Cluster, open_cluster
 
 QUICK = RetryPolicy(initial_interval=0.2, maximum_interval=2.0)
@@ -163,30 +178,60 @@ async def _live(scenario: Scenario) -> Counter[str]:
             for name in names:
                 starting.start_soon(cluster.start, name)
         plan = {f"w{index}": (rng.choice(sorted(WORKFLOWS)), rng.randint(0, 6)) for index in range(scenario.workflows)}
-        results: dict[str, int] = {}
+        results: dict[str, int | None] = {}
         async with cluster.client() as client:
             with trio.move_on_after(scenario.patience_s) as scope:
                 async with trio.open_nursery() as nursery:
                     for workflow_id, (name, count) in plan.items():
-                        nursery.start_soon(_run_one, client, workflow_id, name, count, rng.uniform(0, 5), results)
+                        delay, habits = rng.uniform(0, 5), Random(rng.random())
+                        nursery.start_soon(_run_one, client, workflow_id, name, count, delay, habits, results)
                     nursery.start_soon(_disturb, cluster, scenario, rng, names, injected)
             cluster.server.faults = FaultPlan()
             if scope.cancelled_caught:
-                raise Anomaly(f"not finished: {sorted(plan.keys() - results.keys())}\n" + await _explain(client, plan, results))
-            await _judge(cluster, client, plan, results)
+                raise Anomaly(
+                    f"not finished: {sorted(plan.keys() - results.keys())}\n" + await _explain(client, plan, results)
+                )
+            await _judge(cluster, plan, results)
         return injected
 
 
 async def _run_one(
-    client: Client, workflow_id: str, name: str, count: int, delay: float, results: dict[str, int]
+    client: Client, workflow_id: str, name: str, count: int, delay: float, rng: Random, results: dict[str, int | None]
 ) -> None:
+    """One client that wants one result; sometimes with a rival for the id, or with somebody who loses patience."""
     await trio.sleep(delay)
-    results[workflow_id] = await client.run(WORKFLOWS[name], count, id=workflow_id, id_conflict_policy="use_existing")
+    start = partial(client.start, WORKFLOWS[name], count, id=workflow_id)
+    habit = rng.choice(["plain", "plain", "rival", "replace", "terminate"])
+    async with trio.open_nursery() as nursery:
+        if habit == "rival":
+            nursery.start_soon(_rival, start, rng.uniform(0, 2))
+        elif habit == "terminate":
+            nursery.start_soon(_lose_patience, client, workflow_id, rng.uniform(0, 10))
+        handle = await start(id_conflict_policy="use_existing")
+        if habit == "replace":
+            await trio.sleep(rng.uniform(0, 3))
+            handle = await start(id_conflict_policy="terminate_existing")
+        try:
+            results[workflow_id] = await handle.result()
+        except WorkflowTerminatedError:
+            if habit != "terminate":
+                raise
+            results[workflow_id] = None
 
 
-async def _disturb(
-    cluster: Cluster, scenario: Scenario, rng: Random, names: list[str], injected: Counter[str]
-) -> None:
+async def _rival(start: Callable[..., Awaitable[object]], delay: float) -> None:
+    await trio.sleep(delay)
+    with suppress(WorkflowAlreadyStartedError):
+        await start(id_conflict_policy="fail", id_reuse_policy="reject")
+
+
+async def _lose_patience(client: Client, workflow_id: str, delay: float) -> None:
+    await trio.sleep(delay)
+    with suppress(WorkflowNotFoundError, RequestFailedError):
+        await client.handle(workflow_id).terminate("it takes too long")
+
+
+async def _disturb(cluster: Cluster, scenario: Scenario, rng: Random, names: list[str], injected: Counter[str]) -> None:
     for _ in range(scenario.kills):
         await trio.sleep(rng.expovariate(1 / 1.5))
         kind = rng.choice(["kill", "kill", "unplug", "server", "pause", "replay", "forget"])
@@ -213,7 +258,7 @@ async def _disturb(
             supervisor.replay.forget_everything()
 
 
-async def _explain(client: Client, plan: dict[str, tuple[str, int]], results: dict[str, int]) -> str:
+async def _explain(client: Client, plan: dict[str, tuple[str, int]], results: dict[str, int | None]) -> str:
     lines: list[str] = []
     with trio.move_on_after(30):
         for workflow_id in sorted(plan.keys() - results.keys()):
@@ -225,31 +270,57 @@ async def _explain(client: Client, plan: dict[str, tuple[str, int]], results: di
     return "\n".join(lines)
 
 
-async def _judge(
-    cluster: Cluster, client: Client, plan: dict[str, tuple[str, int]], results: dict[str, int]
-) -> None:
-    scheduled: set[tuple[str, int, int]] = set()
+@dataclass
+class Run:
+    """One run as the history stream holds it."""
+
+    workflow_id: str
+    run_id: str
+    commits: list[bytes]
+    events: list[Event]
+
+
+def runs_of(cluster: Cluster) -> list[Run]:
+    """Every run of every id, from the streams themselves."""
+    numbered: dict[str, list[tuple[int, bytes]]] = defaultdict(list)
+    for shard in range(cluster.shards):
+        for stored in cluster.server.page(f"DF_test_H{shard}", ">", 0, 1_000_000):
+            prefix, _, n = stored.subject.rpartition(".")
+            numbered[prefix].append((int(n), stored.body))
+    runs: list[Run] = []
+    for prefix, commits in numbered.items():
+        commits.sort()
+        if [n for n, _ in commits] != list(range(1, len(commits) + 1)):
+            raise Anomaly(f"{prefix}: commits {[n for n, _ in commits]}")
+        of_id: list[Run] = []
+        for _, body in commits:
+            commit = decode_commit(body)
+            for event in commit.events:
+                if isinstance(event, WorkflowStarted):
+                    of_id.append(Run(event.workflow_id, event.run_id, [], []))
+                of_id[-1].events.append(event)
+            of_id[-1].commits.append(body)
+        for run in of_id[:-1]:
+            if not isinstance(run.events[-1], TERMINAL_EVENTS):
+                raise Anomaly(f"{run.workflow_id}: a run began before the one before it was closed")
+        runs.extend(of_id)
+    return runs
+
+
+async def _judge(cluster: Cluster, plan: dict[str, tuple[str, int]], results: dict[str, int | None]) -> None:
+    runs = runs_of(cluster)
     for workflow_id, (name, count) in plan.items():
-        expected = EXPECTED[name]
-        if expected is not None and results[workflow_id] != expected(count):
-            raise Anomaly(f"{workflow_id}: {name}({count}) gave {results[workflow_id]}, not {expected(count)}")
-        history = await client.handle(workflow_id).history()
-        ids = [item.event.id for item in history]
-        if ids != list(range(1, len(ids) + 1)):
-            raise Anomaly(f"{workflow_id}: event ids {ids}")
-        if any(later.event.at < earlier.event.at for earlier, later in zip(history, history[1:], strict=False)):
-            raise Anomaly(f"{workflow_id}: time went back")
-        ends: Counter[int] = Counter()
-        for item in history:
-            event: Any = item.event
-            if isinstance(event, ActivityScheduled):
-                scheduled.add((item.run_id, event.activity_id, event.attempt))
-            elif isinstance(event, ActivityCompleted | ActivityCancelled) or (
-                isinstance(event, ActivityFailed) and event.retry_at is None
-            ):
-                ends[event.activity_id] += 1
-        if any(number != 1 for number in ends.values()):
-            raise Anomaly(f"{workflow_id}: a call has two results: {ends}")
+        expected, result = EXPECTED[name], results[workflow_id]
+        if expected is not None and result is not None and result != expected(count):
+            raise Anomaly(f"{workflow_id}: {name}({count}) gave {result}, not {expected(count)}")
+    requests = Counter(run.events[0].request_id for run in runs if isinstance(run.events[0], WorkflowStarted))
+    if repeated := [request for request, times in requests.items() if times > 1]:
+        raise Anomaly(f"starts applied twice: {repeated}")
+    scheduled: set[tuple[str, int, int]] = set()
+    host = ReplayHost(cluster.registry.workflows)
+    for run in runs:
+        _judge_run(run, host, scheduled)
+    host.close()
     for witness in cluster.world.witnesses:
         key = (witness.key.run_id, witness.key.activity_id, witness.key.attempt)
         if key not in scheduled:
@@ -258,6 +329,33 @@ async def _judge(
     if twice:
         raise Anomaly(f"attempts ran twice: {twice}")
     await _settled(cluster)
+
+
+def _judge_run(run: Run, host: ReplayHost, scheduled: set[tuple[str, int, int]]) -> None:
+    ids = [event.id for event in run.events]
+    if ids != list(range(1, len(ids) + 1)):
+        raise Anomaly(f"{run.workflow_id}: event ids {ids}")
+    if any(later.at < earlier.at for earlier, later in pairwise(run.events)):
+        raise Anomaly(f"{run.workflow_id}: time went back")
+    if not isinstance(run.events[-1], TERMINAL_EVENTS):
+        raise Anomaly(f"{run.workflow_id}: not closed")
+    if sum(isinstance(event, TERMINAL_EVENTS) for event in run.events) != 1:
+        raise Anomaly(f"{run.workflow_id}: closed twice")
+    ends: Counter[int] = Counter()
+    for event in run.events:
+        if isinstance(event, ActivityScheduled):
+            scheduled.add((run.run_id, event.activity_id, event.attempt))
+        elif isinstance(event, ActivityCompleted | ActivityCancelled) or (
+            isinstance(event, ActivityFailed) and event.retry_at is None
+        ):
+            ends[event.activity_id] += 1
+    if any(number != 1 for number in ends.values()):
+        raise Anomaly(f"{run.workflow_id}: a call has two results: {ends}")
+    if isinstance(run.events[-1], WorkflowTerminated):
+        return  # its last activation may be missing
+    answers = host.handle(LoadRun(exchange=1, run_id=run.run_id, commits=tuple(run.commits), first=True, last=True))
+    if not isinstance(answers[-1], Loaded):
+        raise Anomaly(f"{run.workflow_id}: does not replay: {answers}")
 
 
 async def _settled(cluster: Cluster) -> None:
