@@ -229,7 +229,8 @@ async def _show(client: Client, options: argparse.Namespace) -> Output:
             words += f", last failure {pending.last_failure_reason}: {one_line(pending.last_failure)}"
         rows.append(("pending", words))
     width = max(len(name) for name, _ in rows)
-    return Output([f"{name.ljust(width)}  {words}" for name, words in rows], data)
+    further = "\n" + " " * (width + 2)
+    return Output([f"{name.ljust(width)}  {words.replace(chr(10), further)}" for name, words in rows], data)
 
 
 async def _history(client: Client, options: argparse.Namespace) -> Output:

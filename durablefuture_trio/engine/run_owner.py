@@ -83,6 +83,9 @@ TOO_EARLY_S = 60.0
 BLOCKED_RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 """Waits between attempts to replay a blocked run; the last one repeats."""
 
+MAX_BLOCK_CHARS = 16_000
+"""A listing record has to fit into a message, whatever an exception of a user's says."""
+
 
 class Knowledge(Enum):
     """What the owner knows of the id's history."""
@@ -112,6 +115,11 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
     produced: str = ""
     source: str = ""
     stack: str = ""
+
+    @property
+    def words(self) -> str:
+        """What people are shown: the message, and where the code was if that is known."""
+        return f"{self.message}\n{self.stack}".rstrip()[:MAX_BLOCK_CHARS]
 
 
 class LocalOutcome(msgspec.Struct, frozen=True):
@@ -879,7 +887,7 @@ class RunOwner:
         self._blocked_until = now + delay
         if self.blocked != block:
             self._revision += 1
-            self._out(out.Report("error", f"workflow {self.workflow_id!r} is blocked ({block.kind}): {block.message}"))
+            self._out(out.Report("error", f"workflow {self.workflow_id!r} is blocked ({block.kind}): {block.words}"))
         self.blocked = block
 
     # --- settling: what may be acknowledged, what has to be armed ----------------------------------------------------
@@ -949,7 +957,7 @@ class RunOwner:
         """Have the listing record written if it is out of date; True if it is not."""
         terminal = state.terminal
         status = type(terminal).__name__ if terminal is not None else "blocked" if self.blocked else "running"
-        detail = self.blocked.message if self.blocked and terminal is None else ""
+        detail = self.blocked.words if self.blocked and terminal is None else ""
         key = f"{state.run_id}/{status}/{detail}"
         if key == self._projected_key:
             self._project_next = None
