@@ -460,8 +460,8 @@ class RunOwner:
             return False
         for index, item in enumerate(self._inputs):
             if isinstance(item, Inbound) and isinstance(item.envelope, TerminateRequest):
-                if item.envelope.run_id not in ("", self.state.run_id):
-                    return False
+                if self._is_decided(item) or terminate_verdict(item, item.envelope, self.state) is not None:
+                    continue
                 self._needs_replay = True
                 self._token += 1
                 self._awaits = Waiting.NOBODY

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from durablefuture_trio.ports.broker import Broker, Delivery, Reader
@@ -52,7 +52,9 @@ class Inbox:
 
 
 @asynccontextmanager
-async def open_inbox(broker: Broker, subjects: Subjects, shard: int, epoch: int) -> AsyncIterator[Inbox]:
+async def open_inbox(
+    broker: Broker, subjects: Subjects, shard: int, epoch: int, *, name_of: Callable[[int], str] = consumer_name
+) -> AsyncIterator[Inbox]:
     """Replace the consumers of lower epochs by this epoch's, and read the inbox from its start.
 
     Only the holder of the epoch's lease may do this.
@@ -65,7 +67,7 @@ async def open_inbox(broker: Broker, subjects: Subjects, shard: int, epoch: int)
         if epoch_of(consumer.name) >= epoch:
             raise Superseded(f"{stream} is read by {consumer.name}, this is epoch {epoch}")
         await broker.delete_consumer(stream, consumer.name)
-    name = consumer_name(epoch)
+    name = name_of(epoch)
     async with broker.open_reader(
         stream, name, subjects.inbox_filter(shard), ack_wait=None, max_ack_pending=-1
     ) as reader:

@@ -11,6 +11,7 @@ import itertools
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
 
@@ -70,8 +71,10 @@ class Shard:
         activities: ActivityPool,
         clock: ServerClock,
         on_reader_lost: Callable[[], None],
+        owner_type: type[RunOwner] = RunOwner,
     ) -> None:
         self.number = number
+        self._owner_type = owner_type
         self._broker = broker
         self._subjects = subjects
         self._replay = replay
@@ -207,8 +210,11 @@ class Shard:
 
     # --- the inbox ----------------------------------------------------------------------------------------------------
 
+    def _open_inbox(self, epoch: int) -> AbstractAsyncContextManager[Inbox]:
+        return open_inbox(self._broker, self._subjects, self.number, epoch)
+
     async def _read_inbox(self, epoch: int) -> None:
-        async with open_inbox(self._broker, self._subjects, self.number, epoch) as box:
+        async with self._open_inbox(epoch) as box:
             await self._schedules.recover()
             self._inbox = box
             self._past_barrier = box.barrier == 0
@@ -282,7 +288,7 @@ class Shard:
             limit = self._broker.limits.max_payload_bytes - MARGIN_BYTES
             holder: list[RunOwner] = []
             append = self._outputs.append
-            owner = RunOwner(
+            owner = self._owner_type(
                 workflow_id,
                 lambda output: append((holder[0], output)),
                 limits=OwnerLimits(commit_bytes=limit, payload_bytes=min(MAX_PAYLOAD_BYTES, limit - MARGIN_BYTES)),
