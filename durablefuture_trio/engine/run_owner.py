@@ -19,7 +19,6 @@ import msgspec
 from durablefuture_trio.codec.payload import Failure
 from durablefuture_trio.engine import outputs as out
 from durablefuture_trio.engine.admission import start_verdict, started_event, terminate_verdict
-from durablefuture_trio.engine.anchors import Anchors
 from durablefuture_trio.engine.attempts import (
     ActivityKey,
     AttemptCompleted,
@@ -39,7 +38,6 @@ from durablefuture_trio.engine.decide import (
     decide_timer,
     due_retries,
     lost_attempts,
-    needed_wake,
 )
 from durablefuture_trio.engine.draft import Draft, Flight, freeze
 from durablefuture_trio.engine.requests import (
@@ -52,6 +50,7 @@ from durablefuture_trio.engine.requests import (
     answer_of,
 )
 from durablefuture_trio.engine.retry import attempt_deadline
+from durablefuture_trio.engine.settling import PROJECT_AFTER_S, Settling, earliest
 from durablefuture_trio.errors import PayloadError
 from durablefuture_trio.history.commit import Commit
 from durablefuture_trio.history.events import (
@@ -70,15 +69,6 @@ from durablefuture_trio.history.state import MAX_RECENT_REQUESTS, ActivityState,
 
 SLOW_START_S = 0.05
 """A WorkflowStarted whose first activation takes longer is committed without it, so that the client gets its answer."""
-
-PARK_AFTER_S = 1.0
-"""A run that sleeps less than this stays anchored: arming a schedule costs a commit of its own."""
-
-PROJECT_AFTER_S = 0.2
-"""The listing record of a fresh run is written after this; a run that ends sooner needs only its last one."""
-
-TOO_EARLY_S = 60.0
-"""A schedule that fires this much before it is needed is neutralised."""
 
 BLOCKED_RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 """Waits between attempts to replay a blocked run; the last one repeats."""
@@ -140,6 +130,8 @@ class OwnerLimits:
 class RunOwner:
     """The owner of one workflow id. Methods are notifications; what is to be done is appended to `outputs`."""
 
+    settling_type = Settling
+
     def __init__(
         self,
         workflow_id: str,
@@ -162,8 +154,8 @@ class RunOwner:
         self.knowledge = Knowledge.NONE
         self.state: RunState | None = None
         self.blocked: Block | None = None
-        self.armed = armed
-        """Schedules known to be stored: number of the commit that armed it -> due time."""
+        self._settling = self.settling_type(outputs, armed)
+        self._anchors = self._settling.anchors
         self.live: set[ActivityKey] = set()
         """Attempts dispatched here whose outcome has not come."""
         self._tip_n = 0
@@ -177,20 +169,10 @@ class RunOwner:
         self._since = 0.0
         self._needs_replay = False
         self._just_replayed = False
-        self._anchors = Anchors()
         self._refused: list[RequestRecord] = []
         self._blocked_attempts = 0
         self._blocked_until = 0.0
-        self._arming: int | None = None
-        self._spent: set[int] = set()
-        self._projected_key = ""
-        self._projected_seq = 0
-        self._projecting = False
-        self._project_at: float | None = None
-        self._project_retry_at: float | None = None
-        self._project_next: float | None = None
         self._revision = 0
-        self._wake: float | None = None
         self._suspended = False
         self._load_retry_at: float | None = None
         self._load_failures = 0
@@ -202,8 +184,7 @@ class RunOwner:
         known = message.seq in self._anchors
         self._anchors.hold(message.seq, message.handle)
         if isinstance(message.envelope, TimerFire):
-            self.armed.pop(message.envelope.n, None)
-            self._spent.add(message.envelope.n)
+            self._settling.fired(message.envelope.n)
         if not known and not self._is_in_work(message.seq):
             self._inputs.append(message)
         self._advance(now)
@@ -331,34 +312,27 @@ class RunOwner:
 
     def armed_at(self, n: int, due: float, now: float) -> None:
         """A schedule is stored."""
-        if self._arming == n:
-            self._arming = None
-        if n not in self._spent:
-            self.armed[n] = due
+        self._settling.armed_at(n, due)
         self._advance(now)
 
     def arm_failed(self, n: int, now: float) -> None:
         """It is unknown whether the schedule is stored; it is armed again."""
-        if self._arming == n:
-            self._arming = None
+        self._settling.arm_failed(n)
         self._advance(now)
 
     def projected(self, status_key: str, seq: int, now: float) -> None:
         """The listing record is written (or a newer one stands)."""
-        self._projecting = False
-        self._projected_key = status_key
-        self._projected_seq = seq
+        self._settling.projected(status_key, seq)
         self._advance(now)
 
     def projection_failed(self, now: float) -> None:
         """The listing record could not be written; it is tried again."""
-        self._projecting = False
-        self._project_retry_at = now + 1.0
+        self._settling.projection_failed(now)
         self._advance(now)
 
     def wake(self, now: float) -> None:
         """The time asked for with `WakeAt` has come."""
-        self._wake = None
+        self._settling.woken()
         self._advance(now)
 
     def suspend(self) -> None:
@@ -382,12 +356,9 @@ class RunOwner:
             or self._inputs
             or self._draft
             or self._flight
-            or self._anchors
-            or self._projecting
-            or self._arming is not None
             or self._awaits is not Waiting.NOBODY
             or self.knowledge is Knowledge.LOADING
-            or self._wake is not None
+            or not self._settling.is_idle
         )
 
     # --- taking inputs -----------------------------------------------------------------------------------------------
@@ -509,7 +480,7 @@ class RunOwner:
             self._reply(message, answer_of(record))
         if self.state is not None and self.state.terminal is not None:
             self._out(out.Closed(self.state.run_id, self._tip_n, self.state.terminal))
-        self._projected_key = ""
+        self._settling.outdate()
         return True
 
     # --- requests ----------------------------------------------------------------------------------------------------
@@ -537,8 +508,7 @@ class RunOwner:
         self.state = state
         self.blocked = None
         self._needs_replay = False
-        self._projected_key = ""
-        self._project_at = now + PROJECT_AFTER_S
+        self._settling.outdate(now + PROJECT_AFTER_S)
         self._reply_after_commit(message, RequestRecord(message.request_id, "applied", started.run_id))
         self._stimulate(started, now)
 
@@ -872,7 +842,7 @@ class RunOwner:
         self._mark = 0 if state is None else state.consumed
         self._is_confirmed = False
         self._needs_replay = state is not None and state.terminal is None and not state.finished
-        self._projected_key = ""
+        self._settling.outdate()
         self.blocked = None
 
     def _replay(self, state: RunState, now: float) -> None:
@@ -890,59 +860,22 @@ class RunOwner:
             self._out(out.Report("error", f"workflow {self.workflow_id!r} is blocked ({block.kind}): {block.words}"))
         self.blocked = block
 
-    # --- settling: what may be acknowledged, what has to be armed ----------------------------------------------------
+    # --- settling ----------------------------------------------------------------------------------------------------
 
     def _settle(self, now: float) -> None:
-        """The only place that acknowledges."""
-        wake = self._slow_start_wake()
+        settling, state = self._settling, self.state
         if self._is_busy():
-            self._release(keep=1)
-            self._set_wake(self._earliest(wake, self._load_retry_at))
-            return
-        state = self.state
-        if state is None:
-            self._release(keep=0)
-            self._set_wake(None)
-            return
-        is_projected = self._project(state, now)
-        if state.terminal is not None:
-            for n in list(self.armed):
-                del self.armed[n]
-                self._out(out.Neutralise(n))
-            self._release(keep=0 if is_projected else 1)
-            self._set_wake(self._project_next)
-            return
-        needed = needed_wake(state, sandbox=self.blocked is None)
-        if self.blocked is not None:
-            self._release(keep=1)
-            self._set_wake(self._earliest(needed, self._blocked_until, self._project_next))
-        elif self.live or (needed is not None and needed - now <= PARK_AFTER_S) or self._tip_n in self._spent:
-            self._release(keep=1)
-            self._set_wake(self._earliest(needed, self._project_next))
+            settling.busy(earliest(self._slow_start_wake(), self._load_retry_at))
+        elif state is None:
+            settling.without_run()
+        elif state.terminal is not None:
+            settling.closed(state, now)
+        elif self.blocked is not None:
+            settling.blocked(
+                state, now, words=self.blocked.words, revision=self._revision, retry_at=self._blocked_until
+            )
         else:
-            self._park(state, needed, is_projected)
-
-    def _park(self, state: RunState, needed: float | None, is_projected: bool) -> None:
-        if not self._anchors:
-            self._set_wake(None)
-            return
-        # One that fires much too early is replaced: only what is stored before it is neutralised wakes the run.
-        if needed is not None and not any(needed - TOO_EARLY_S <= due <= needed for due in self.armed.values()):
-            if self._arming is None:
-                self._arming = self._tip_n
-                self._out(out.Arm(state.run_id, self._tip_n, needed))
-            self._release(keep=1)
-            return
-        if not is_projected:
-            self._release(keep=1)
-            self._set_wake(self._project_next)
-            return
-        for n, due in list(self.armed.items()):
-            if needed is None or due < needed - TOO_EARLY_S:
-                del self.armed[n]
-                self._out(out.Neutralise(n))
-        self._release(keep=0)
-        self._set_wake(None)
+            settling.running(state, now, is_live=bool(self.live), revision=self._revision)
 
     def _is_busy(self) -> bool:
         return bool(
@@ -953,30 +886,6 @@ class RunOwner:
             or self.knowledge in (Knowledge.LOADING, Knowledge.NONE)
         )
 
-    def _project(self, state: RunState, now: float) -> bool:
-        """Have the listing record written if it is out of date; True if it is not."""
-        terminal = state.terminal
-        status = type(terminal).__name__ if terminal is not None else "blocked" if self.blocked else "running"
-        detail = self.blocked.words if self.blocked and terminal is None else ""
-        key = f"{state.run_id}/{status}/{detail}"
-        if key == self._projected_key:
-            self._project_next = None
-            return True
-        is_early = terminal is None and self.blocked is None and bool(self.live)
-        self._project_next = None
-        if not self._projecting:
-            not_before = self._project_at if is_early else self._project_retry_at
-            if not_before is not None and now < not_before:
-                self._project_next = not_before
-                return False
-            self._projecting = True
-            self._out(out.Project(state, key, detail, self._revision, self._projected_seq))
-        return False
-
-    def _release(self, *, keep: int) -> None:
-        for handle in self._anchors.release(keep):
-            self._out(out.Ack(handle))
-
     def _slow_start_wake(self) -> float | None:
         if self._awaits is not Waiting.ACTIVATION or self._flight is not None or not self._starts_run(self._draft):
             return None
@@ -985,15 +894,6 @@ class RunOwner:
     @staticmethod
     def _starts_run(draft: Draft | None) -> bool:
         return draft is not None and any(isinstance(event, WorkflowStarted) for event in draft.events)
-
-    def _set_wake(self, when: float | None) -> None:
-        if when != self._wake:
-            self._wake = when
-            self._out(out.WakeAt(when))
-
-    @staticmethod
-    def _earliest(*times: float | None) -> float | None:
-        return min((time for time in times if time is not None), default=None)
 
     @staticmethod
     def _time(state: RunState, now: float) -> float:

@@ -7,6 +7,7 @@ from trio.testing import MockClock
 from durablefuture_trio.engine import outputs as out
 from durablefuture_trio.engine.requests import Inbound
 from durablefuture_trio.engine.run_owner import RunOwner
+from durablefuture_trio.engine.settling import Settling
 from durablefuture_trio.history.state import RunState
 from durablefuture_trio.memory_broker import AppendFate
 from tests._support.holes import one_long_step, one_step, result_within, stage
@@ -65,11 +66,17 @@ async def test_h05_a_redelivered_start_writes_the_listing_record_that_was_owed(a
     assert await dies_before_the_listing(RunOwner) == "completed"
 
 
+class SettlingThatOwesNothing(Settling):
+    """Takes every listing record for written."""
+
+    def _show(self, state: RunState, now: float, **circumstances: object) -> bool:
+        return True
+
+
 class OwnerThatOwesNothing(RunOwner):
     """Takes the message for done once its run has closed."""
 
-    def _project(self, state: RunState, now: float) -> bool:
-        return True
+    settling_type = SettlingThatOwesNothing
 
 
 async def test_h05_acknowledging_before_the_listing_record_loses_it(autojump_clock: MockClock) -> None:
