@@ -17,16 +17,15 @@ from enum import Enum
 import msgspec
 
 from durablefuture_trio.codec.payload import Failure
+from durablefuture_trio.engine import effects
 from durablefuture_trio.engine import outputs as out
 from durablefuture_trio.engine.admission import start_verdict, started_event, terminate_verdict
 from durablefuture_trio.engine.attempts import (
     ActivityKey,
     AttemptCompleted,
-    AttemptFailed,
     AttemptOutcome,
-    RunActivity,
 )
-from durablefuture_trio.engine.commands import CancelActivity, Command, CompleteWorkflow, FailWorkflow, ScheduleActivity
+from durablefuture_trio.engine.commands import CancelActivity, Command
 from durablefuture_trio.engine.decide import (
     cancelled_in_backoff,
     decide_cancelled,
@@ -40,6 +39,7 @@ from durablefuture_trio.engine.decide import (
     lost_attempts,
 )
 from durablefuture_trio.engine.draft import Draft, Flight, freeze
+from durablefuture_trio.engine.payload_limits import fitting_command, fitting_outcome
 from durablefuture_trio.engine.requests import (
     Answer,
     AttemptReport,
@@ -49,7 +49,6 @@ from durablefuture_trio.engine.requests import (
     TimerFire,
     answer_of,
 )
-from durablefuture_trio.engine.retry import attempt_deadline
 from durablefuture_trio.engine.settling import PROJECT_AFTER_S, Settling, earliest
 from durablefuture_trio.errors import PayloadError
 from durablefuture_trio.history.commit import Commit
@@ -60,12 +59,11 @@ from durablefuture_trio.history.events import (
     EventClass,
     RequestRecord,
     Stimulus,
-    Terminal,
     WorkflowStarted,
     WorkflowTerminated,
     class_of,
 )
-from durablefuture_trio.history.state import MAX_RECENT_REQUESTS, ActivityState, RunState, start_state
+from durablefuture_trio.history.state import MAX_RECENT_REQUESTS, RunState, start_state
 
 SLOW_START_S = 0.05
 """A WorkflowStarted whose first activation takes longer is committed without it, so that the client gets its answer."""
@@ -556,7 +554,7 @@ class RunOwner:
         if state is not None and state.run_id == key.run_id and state.terminal is None:
             if not self._sandbox_ready(state, now):
                 return False
-            outcome = self._bounded(outcome)
+            outcome = fitting_outcome(outcome, self._limits.payload_bytes)
             at = self._time(state, now)
             if isinstance(outcome, AttemptCompleted):
                 events = decide_completed(
@@ -592,28 +590,6 @@ class RunOwner:
             self._record(event)
         self._record_or_stimulate(events[-1], now)
         return True
-
-    def _fitting(self, command: Command) -> Command:
-        """A value that no history message can hold fails the run. Children check against the limit of this program; a
-        server may have a lower one."""
-        limit = self._limits.payload_bytes
-        match command:
-            case ScheduleActivity(arguments=payload, name=name) if payload.size_bytes > limit:
-                words = f"the arguments of {name} take {payload.size_bytes} bytes, a history message holds {limit}"
-            case CompleteWorkflow(result=payload) if payload.size_bytes > limit:
-                words = f"the result takes {payload.size_bytes} bytes, a history message holds {limit}"
-            case _:
-                return command
-        return FailWorkflow(failure=Failure(type="PayloadError", message=words, non_retryable=True))
-
-    def _bounded(self, outcome: AttemptOutcome) -> AttemptOutcome:
-        """A result that no history message can hold is a failure, recorded as one."""
-        limit = self._limits.payload_bytes
-        if isinstance(outcome, AttemptFailed) or outcome.result.size_bytes <= limit:
-            return outcome
-        words = f"the result takes {outcome.result.size_bytes} bytes, a history message holds {limit}"
-        failure = Failure(type="PayloadError", message=words, non_retryable=True)
-        return AttemptFailed(key=outcome.key, started_at=outcome.started_at, reason="error", failure=failure)
 
     # --- decisions that leave no commit behind -----------------------------------------------------------------------
 
@@ -676,9 +652,10 @@ class RunOwner:
         state = self._running_state()
         state.apply(event)
         if isinstance(event, TERMINAL_EVENTS):
-            self._closing(state, event)
+            effects.close(draft, state, self.live, self._tip_n + 1, event)
+            self.blocked = None
         elif isinstance(event, ActivityScheduled):
-            self._dispatch_after_commit(state, state.activities[event.activity_id])
+            draft.effects.append(effects.dispatch(state, state.activities[event.activity_id]))
 
     def _record_or_stimulate(self, event: Event, now: float) -> None:
         if class_of(event) is EventClass.STIMULUS:
@@ -705,11 +682,11 @@ class RunOwner:
         state.wake_at = wake_at
         for command in commands:
             call = state.activities.get(command.call) if isinstance(command, CancelActivity) else None
-            self._record(decide_command(state, self._fitting(command), at))
+            self._record(decide_command(state, fitting_command(command, self._limits.payload_bytes), at))
             if state.terminal is not None:
                 return
             if call is not None:
-                key = ActivityKey(state.run_id, call.activity_id, call.attempt)
+                key = effects.key_of(state, call)
                 self._drafting().effects.append(out.CancelAttempt(key))
 
     def _take_retries(self, state: RunState, now: float) -> bool:
@@ -741,33 +718,9 @@ class RunOwner:
 
     # --- effects -----------------------------------------------------------------------------------------------------
 
-    def _dispatch_after_commit(self, state: RunState, activity: ActivityState) -> None:
-        options = activity.options
-        deadline, _ = attempt_deadline(activity, float("inf"))
-        attempt = RunActivity(
-            key=ActivityKey(state.run_id, activity.activity_id, activity.attempt),
-            workflow_id=self.workflow_id,
-            name=activity.name,
-            arguments=activity.arguments,
-            start_to_close=options.start_to_close_timeout,
-            deadline=None if deadline == float("inf") else deadline,
-            timeout=None if deadline == float("inf") else "schedule_to_close",
-            heartbeat_timeout=options.heartbeat_timeout,
-        )
-        self._drafting().effects.append(out.Dispatch(attempt, options.task_queue))
-
     def _cancel_live(self, key: ActivityKey) -> None:
         if key in self.live:
             self._drafting().effects.append(out.CancelAttempt(key))
-
-    def _closing(self, state: RunState, terminal: Terminal) -> None:
-        draft = self._drafting()
-        # What is still to be dispatched belongs to nobody any more.
-        draft.effects = [effect for effect in draft.effects if not isinstance(effect, out.Dispatch)]
-        draft.effects.extend(out.CancelAttempt(key) for key in self.live if key.run_id == state.run_id)
-        draft.effects.append(out.Evict(state.run_id))
-        draft.effects.append(out.Closed(state.run_id, self._tip_n + 1, terminal))
-        self.blocked = None
 
     def _reply(self, message: Inbound, answer: Answer) -> None:
         if message.reply:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from trio.testing import MockClock
 
 from durablefuture_trio.authoring import activity, workflow
+from durablefuture_trio.engine import effects
 from durablefuture_trio.engine.run_owner import RunOwner
 from durablefuture_trio.errors import WorkflowFailedError
 from durablefuture_trio.history.options import RetryPolicy
@@ -27,7 +28,7 @@ class OwnerThatRepeats(RunOwner):
 
     def _declare_lost(self, state: RunState, now: float) -> None:
         for call in state.activities.values():
-            self._dispatch_after_commit(state, call)
+            self._drafting().effects.append(effects.dispatch(state, call))
 
 
 async def every_supervisor_dies(owner: type[RunOwner], lives: int) -> tuple[list[int], object]:
