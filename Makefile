@@ -11,9 +11,10 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
 
-# How much: seeds of the simulation, rounds of chaos. `make test` takes what the tests have by default, which is bounded.
-SEEDS ?= 500
-ROUNDS ?= 20
+# How much of the simulation and of chaos. `make test` takes the tests' own defaults, which are bounded.
+SEEDS ?= 5000
+CHAOS_SECONDS ?= 120
+unexport SEEDS CHAOS_SECONDS
 
 # Settings of a supervisor of the caller's are none of the tests' business.
 $(foreach name,$(filter DURABLEFUTURE_%,$(.VARIABLES)),$(eval unexport $(name)))
@@ -45,11 +46,11 @@ demo: venv ## an order whose worker is killed with SIGKILL while it ships
 bench: venv ## the figures of docs/performance.md, on this machine
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
-simulate: venv ## whole supervisors in virtual time, SEEDS=500 random lives
-	SIMULATION_SEEDS=$(SEEDS) $(PYTEST) tests/simulation --timeout=0
+simulate: venv ## whole supervisors in virtual time, SEEDS=5000 random lives
+	SEEDS=$(SEEDS) $(PYTEST) tests/simulation --timeout=0
 
-chaos: venv ## real processes under SIGKILL, ROUNDS=20
-	CHAOS_ROUNDS=$(ROUNDS) $(PYTEST) tests/chaos -m chaos --timeout=0
+chaos: venv ## real processes under SIGKILL at random, CHAOS_SECONDS=120
+	CHAOS_SECONDS=$(CHAOS_SECONDS) $(PYTEST) tests/chaos --timeout=0
 
 build: venv ## the wheel, in dist/
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .

@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
-from shop import Receipt, order
+from shop import PACE, Receipt, order
 
 from durablefuture_trio import connect
 
@@ -107,7 +107,7 @@ async def play() -> None:
         handle = await client.start(order, "Bob", "widget-1000", 1000.0, 2, id="order-1")
 
         worker = int((await running.wait_for(SHIPPING))[1])
-        await trio.sleep(1.0)
+        await trio.sleep(1.0 * PACE)
         say(f"kill -9 {worker}: the process that is shipping")
         os.kill(worker, signal.SIGKILL)
 

@@ -1,0 +1,115 @@
+"""The example programs and the commands of the README, run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 90.0
+
+
+def run(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("DURABLEFUTURE_")}
+    environ["PATH"] = f"{sysconfig.get_path('scripts')}{os.pathsep}{environ['PATH']}"
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env={**environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+def test_the_demo_kills_the_shipping_process_and_the_order_is_done_all_the_same(tmp_path: Path) -> None:
+    done = run([sys.executable, str(ROOT / "examples/order/demo.py")], tmp_path, SHOP_PACE="0.3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "crashed: ProcessCrashed" in done.stdout
+    assert "attempt 2 local" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_fails_when_the_order_does_not_go_as_it_says(tmp_path: Path) -> None:
+    lifeless = tmp_path / "order"
+    shutil.copytree(ROOT / "examples/order", lifeless, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    shop = lifeless / "shop.py"
+    # Two attempts at the card make two more events than there should be.
+    original = shop.read_text()
+    broken = original.replace(
+        'if customer == "fail_customer":', 'if customer == "fail_customer" or activity.info().attempt == 1:'
+    )
+    assert broken != original
+    shop.write_text(broken)
+    done = run([sys.executable, str(lifeless / "demo.py")], tmp_path, SHOP_PACE="0.3")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "demo failed" in done.stderr
+
+
+def test_the_embedded_example_takes_the_best_offer_of_the_first_second(tmp_path: Path) -> None:
+    done = run([sys.executable, str(ROOT / "examples/embedded.py")], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "Offer(shop='department store', price=21.4)"
+    assert "ActivityCancelled" in done.stdout
+    assert lines[-1].endswith("WorkflowCompleted")
+
+
+@pytest.fixture
+def order(tmp_path: Path) -> Path:
+    """A copy of the order example, as a fresh clone has it."""
+    directory = tmp_path / "order"
+    shutil.copytree(ROOT / "examples/order", directory, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    return directory
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", document.read_text(), flags=re.DOTALL)
+
+
+def test_the_quickstart_of_the_readme_survives_kill_9_of_the_supervisor(order: Path) -> None:
+    (quickstart,) = [block for block in blocks(ROOT / "README.md", "sh") if "kill -9" in block]
+    script = f"set -eu\ntrap 'kill -TERM $! && wait' EXIT\n{quickstart}"
+    done = run(["bash", "-c", script], order)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '"carrier": "FastShip Express"' in done.stdout
+    words = [line.split()[3] for line in done.stdout.splitlines() if re.match(r"\d+ +\d{4}-", line)]
+    assert words == [
+        "WorkflowStarted",
+        "ActivityScheduled",
+        "ActivityStarted",
+        "ActivityCompleted",
+        "ActivityScheduled",
+        "ActivityFailed",  # lost with its supervisor
+        "ActivityScheduled",
+        "ActivityStarted",
+        "ActivityCompleted",
+        "WorkflowCompleted",
+    ]
+
+
+def test_the_workflow_shown_in_the_readme_runs(tmp_path: Path) -> None:
+    (program,) = [block for block in blocks(ROOT / "README.md", "python") if "trio.run(" in block]
+    (tmp_path / "program.py").write_text(program)
+    done = run([sys.executable, "program.py"], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tracking_id" in done.stdout
+
+
+DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")})
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_between_the_documents_leads_somewhere(document: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text())
+    missing = [target for target in targets if "://" not in target and not (document.parent / target).exists()]
+    assert missing == []
