@@ -114,3 +114,13 @@ async def nap(seed: int, seconds: float) -> list[int]:
     values = [seed, await step(seed, 0.0)]
     await trio.sleep(seconds)
     return [*values, await step(values[-1], 0.0)]
+
+
+@workflow
+async def napping_chain(seed: int, steps: int, seconds: float, nap_seconds: float) -> list[int]:
+    """A sleep after each step."""
+    values = [seed]
+    for number in range(steps):
+        values.append(await (blocking_step if number % 2 else step)(values[-1], seconds))
+        await trio.sleep(nap_seconds)
+    return values

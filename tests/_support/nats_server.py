@@ -46,6 +46,10 @@ class NatsServer:
         return self._process.pid
 
     @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
+    @property
     def log(self) -> str:
         return (self.directory / "server.log").read_text(errors="replace")
 

@@ -38,6 +38,8 @@ async def finish(chaos: Chaos, connection: Connection) -> list[str]:
     """Wait for the result; returns the history in words."""
     assert await chaos.result(connection, "chain-1") == chain_result(5, STEPS)
     histories = await chaos.check(connection, "chain-1")
+    for supervisor in chaos.supervisors:
+        assert "another owner has committed" not in supervisor.logs, "it took a run for a new one that had a history"
     return table(histories["chain-1"])
 
 
