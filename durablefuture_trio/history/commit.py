@@ -85,7 +85,8 @@ def decode_commit(body: bytes, *, subject: str = "", sequence: int = 0) -> Commi
             raise _newer(schema, subject, sequence) from None
         raise HistoryError(
             f"history message {subject or '?'} (sequence {sequence}) cannot be read: {error}. "
-            "Restore it from a backup, or terminate the workflow.",
+            "The run waits: restore the message from a backup, or delete it from the stream if it does not belong "
+            "there.",
             subject=subject,
             sequence=sequence,
         ) from error

@@ -42,6 +42,7 @@ __all__ = [
     "inbound",
     "kind_of",
     "request_headers",
+    "undecodable",
 ]
 
 REQUEST_HEADER = "Df-Request"
@@ -95,6 +96,14 @@ def inbound(delivery: Delivery) -> Inbound:
         request_id=delivery.headers.get(REQUEST_HEADER, ""),
         reply=delivery.headers.get(REPLY_HEADER, ""),
     )
+
+
+def undecodable(request_id: str, reason: str) -> Answer:
+    """The answer to a request whose body cannot be read."""
+    message = (
+        f"the supervisor cannot read this request ({reason}): is the client of a newer version than the supervisor?"
+    )
+    return Answer(request_id=request_id, answer="undecodable", message=message)
 
 
 class ClosedHint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

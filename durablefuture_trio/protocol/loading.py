@@ -111,7 +111,7 @@ class HistoryReader:
             return [found[n] for n in range(start, stop)]
         raise HistoryError(
             f"history of workflow {workflow_id!r} has no commit {missing} ({prefix}{missing}): messages were removed "
-            "from the stream. Restore it from a backup, or terminate the workflow.",
+            "from the stream. The run waits: restore the stream from a backup.",
             subject=f"{prefix}{missing}",
             sequence=0,
         )
@@ -150,7 +150,7 @@ class Folder:
                 if started is None:
                     raise HistoryError(
                         f"commit {item.n} of run {item.commit.run_id} does not begin a run: the history is damaged. "
-                        "Restore it from a backup, or terminate the workflow.",
+                        "The run waits: restore the stream from a backup.",
                         subject=str(item.n),
                         sequence=0,
                     )

@@ -307,8 +307,8 @@ class _Replay:
     def _broken(self, what: str) -> HistoryError:
         number = self._first_n + max(self._commits - 1, 0)
         return HistoryError(
-            f"the history of run {self.run_id} {what}, at number {number}: restore it from a backup, or terminate the "
-            "workflow",
+            f"the history of run {self.run_id} {what}, at number {number}: the run waits; restore the stream from a "
+            "backup",
             subject=self.run_id,
             sequence=number,
         )

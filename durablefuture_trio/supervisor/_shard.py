@@ -30,12 +30,15 @@ from durablefuture_trio.ports.children import ActivityPool, ReplayAnswer, Replay
 from durablefuture_trio.ports.frames import Activated, Blocked, Loaded
 from durablefuture_trio.protocol.committing import CommitLoop, PendingCommit
 from durablefuture_trio.protocol.envelope import (
+    REPLY_HEADER,
+    REQUEST_HEADER,
     ClosedHint,
     encode_answer,
     encode_envelope,
     encode_hint,
     inbound,
     kind_of,
+    undecodable,
 )
 from durablefuture_trio.protocol.inbox import Inbox, Superseded, open_inbox
 from durablefuture_trio.protocol.loading import HistoryReader, load_state
@@ -180,10 +183,14 @@ class Shard:
 
     async def drain(self) -> None:
         """Dispatch nothing new and wait until no attempt of this shard runs here."""
-        self._is_draining = True
+        self.dispatch_no_more()
         while self.live_attempts:
             self._attempt_ended = trio.Event()
             await self._attempt_ended.wait()
+
+    def dispatch_no_more(self) -> None:
+        """Leave the attempts that are scheduled from now on to the next owner."""
+        self._is_draining = True
 
     @property
     def live_attempts(self) -> int:
@@ -231,8 +238,9 @@ class Shard:
                     if message is not None:
                         early.append(message)
                     if box.is_past_barrier(delivery):
-                        self._past_barrier = True
+                        # In this order: a start that was waiting may have been applied by an earlier owner.
                         self._activate(early)
+                        self._past_barrier = True
                 self._pump()
 
     def _activate(self, early: list[Inbound]) -> None:
@@ -268,6 +276,9 @@ class Shard:
 
         def stored(outcome: int | BrokerError) -> None:
             if isinstance(outcome, int) and box is not None and box is self._inbox:
+                if reply := delivery.headers.get(REPLY_HEADER):
+                    request_id = delivery.headers.get(REQUEST_HEADER, "")
+                    self._broker.tell(reply, encode_answer(undecodable(request_id, reason)))
                 box.ack(delivery)
 
         self._broker.append_soon(append, stored)
