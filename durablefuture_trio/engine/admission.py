@@ -23,18 +23,23 @@ def start_verdict(
     if state is None:
         return None
     if state.terminal is None:
-        if request.conflict == "use_existing":
-            return RequestRecord(request_id, "existing", state.run_id)
-        if request.conflict == "fail":
-            words = f"workflow id {state.workflow_id!r} has an open run {state.run_id}"
-            return RequestRecord(request_id, "already_started", state.run_id, words)
-        return None
+        return conflict_verdict(message, request, state)
     if request.reuse == "reject":
         words = f"workflow id {state.workflow_id!r} was used before, and id_reuse_policy is 'reject'"
         return RequestRecord(request_id, "already_started", state.run_id, words)
     if request.reuse == "failed_only" and isinstance(state.terminal, WorkflowCompleted):
         words = f"workflow id {state.workflow_id!r} has completed, and id_reuse_policy is 'failed_only'"
         return RequestRecord(request_id, "already_started", state.run_id, words)
+    return None
+
+
+def conflict_verdict(message: Inbound, request: StartRequest, state: RunState) -> RequestRecord | None:
+    """What stands against a start while a run of its id is open."""
+    if request.conflict == "use_existing":
+        return RequestRecord(message.request_id, "existing", state.run_id)
+    if request.conflict == "fail":
+        words = f"workflow id {state.workflow_id!r} has an open run {state.run_id}"
+        return RequestRecord(message.request_id, "already_started", state.run_id, words)
     return None
 
 

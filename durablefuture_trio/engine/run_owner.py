@@ -19,7 +19,7 @@ import msgspec
 from durablefuture_trio.codec.payload import Failure
 from durablefuture_trio.engine import effects
 from durablefuture_trio.engine import outputs as out
-from durablefuture_trio.engine.admission import start_verdict, started_event, terminate_verdict
+from durablefuture_trio.engine.admission import conflict_verdict, start_verdict, started_event, terminate_verdict
 from durablefuture_trio.engine.attempts import (
     ActivityKey,
     AttemptCompleted,
@@ -36,6 +36,7 @@ from durablefuture_trio.engine.decide import (
     decide_timeout,
     decide_timer,
     due_retries,
+    has_local_attempts,
     lost_attempts,
 )
 from durablefuture_trio.engine.draft import Draft, Flight, freeze
@@ -436,6 +437,7 @@ class RunOwner:
                 self._awaits = Waiting.NOBODY
                 self._out(out.Evict(self.state.run_id))
                 del self._inputs[index]
+                self._refuse_waiting_starts(self.state, item.seq)
                 self._terminate(item, item.envelope, now, in_order=False)
                 return True
         return False
@@ -654,8 +656,20 @@ class RunOwner:
         if isinstance(event, TERMINAL_EVENTS):
             effects.close(draft, state, self.live, self._tip_n + 1, event)
             self.blocked = None
+            if not isinstance(event, WorkflowTerminated):
+                self._refuse_waiting_starts(state)
         elif isinstance(event, ActivityScheduled):
             draft.effects.append(effects.dispatch(state, state.activities[event.activity_id]))
+
+    def _refuse_waiting_starts(self, state: RunState, before_seq: float = float("inf")) -> None:
+        """A start that came while the run was open must not run once it has closed: an owner that has died since may
+        have refused it. Not so behind a request that ends the run, which every owner decides first."""
+        for item in self._inputs:
+            if isinstance(item, Inbound) and isinstance(item.envelope, StartRequest) and item.seq < before_seq:
+                record = conflict_verdict(item, item.envelope, state)
+                if record is not None and item.request_id not in state.requests and not self._is_decided(item):
+                    self._refused.append(record)
+                    state.refuse(record)
 
     def _record_or_stimulate(self, event: Event, now: float) -> None:
         if class_of(event) is EventClass.STIMULUS:
@@ -828,7 +842,9 @@ class RunOwner:
                 state, now, words=self.blocked.words, revision=self._revision, retry_at=self._blocked_until
             )
         else:
-            settling.running(state, now, is_live=bool(self.live), revision=self._revision)
+            # An attempt that a draining supervisor left undispatched lives nowhere else either.
+            is_live = bool(self.live) or has_local_attempts(state)
+            settling.running(state, now, is_live=is_live, revision=self._revision)
 
     def _is_busy(self) -> bool:
         return bool(

@@ -21,6 +21,9 @@ LOOKS_PER_LEASE = 5
 RENEWALS_PER_LEASE = 3
 REPORT_SKEW_S = 1.0
 DECLINE_SKEW_S = 60.0
+HAND_OVER_AFTER_S = 10.0
+"""A shard that another member is to have is made quiet when it has not become so by itself."""
+
 GIVE_UP_S = 30.0
 """Without a link for this long, local work is cancelled: by then somebody else has it."""
 
@@ -33,6 +36,7 @@ class _Owned:
     scope: trio.CancelScope
     is_suspended: bool = False
     needs_epoch: bool = False
+    unwanted_since: float | None = None
     ended: trio.Event = field(default_factory=trio.Event)
 
 
@@ -199,8 +203,15 @@ class Ownership:
             logger.warning("shard %d is owned by another supervisor now", number)
             self._abandon(number, owned)
             return
-        if not self._is_leaving and not self._table.is_preferred(number, now) and not owned.shard.live_attempts:
+        if self._is_leaving or self._table.is_preferred(number, now):
+            owned.unwanted_since = None
+        elif not owned.shard.live_attempts:
             await self._give_away(number, owned)
+        elif owned.unwanted_since is None:
+            owned.unwanted_since = now
+        elif now - owned.unwanted_since >= HAND_OVER_AFTER_S:
+            # It is never quiet: what is scheduled from now on is left to the other member.
+            owned.shard.dispatch_no_more()
 
     def _still_ours(self, owned: _Owned) -> bool:
         return self._table.is_own(owned.lease.shard)

@@ -235,6 +235,11 @@ class Supervisor:
                 self.replay.close()
             self.ended.set()
 
+    async def stop(self) -> None:
+        """SIGTERM: finish what runs and give the shards back; `kill` it after that."""
+        if self.ownership is not None:
+            await self.ownership.leave()
+
     async def kill(self) -> None:
         """SIGKILL: nothing more leaves this process."""
         self.broker.kill()
@@ -281,7 +286,7 @@ class Cluster:
     async def client(self, name: str = "client", faults: FaultPlan | None = None) -> AsyncIterator[Client]:
         """A client on a link of its own."""
         broker = self.server.connect(name, faults=faults)
-        async with open_client(broker, Subjects("test", self.shards)) as client:
+        async with open_client(broker, Subjects("test", self.shards), clock=self.scheduler.now) as client:
             yield client
 
 

@@ -234,13 +234,19 @@ async def _lose_patience(client: Client, workflow_id: str, delay: float) -> None
 async def _disturb(cluster: Cluster, scenario: Scenario, rng: Random, names: list[str], injected: Counter[str]) -> None:
     for _ in range(scenario.kills):
         await trio.sleep(rng.expovariate(1 / 1.5))
-        kind = rng.choice(["kill", "kill", "unplug", "server", "pause", "replay", "forget"])
+        kind = rng.choice(["kill", "kill", "stop", "unplug", "server", "pause", "replay"])
         name = rng.choice(names)
         supervisor = cluster.supervisors[name]
         injected[kind] += 1
         if kind == "kill":
             await supervisor.kill()
             await trio.sleep(rng.choice([0.0, 0.5, 8.0]))
+            await cluster.start(name)
+        elif kind == "stop":
+            with trio.move_on_after(rng.choice([0.0, 0.5, 20.0])):
+                await supervisor.stop()
+            await supervisor.kill()
+            await trio.sleep(rng.choice([0.0, 2.0]))
             await cluster.start(name)
         elif kind == "unplug":
             supervisor.broker.link.drop()

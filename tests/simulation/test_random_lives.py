@@ -8,7 +8,7 @@ import pytest
 
 from tests.simulation.scenario import Scenario, run
 
-SEEDS = int(os.environ.get("SEEDS", "200"))
+SEEDS = int(os.environ.get("SIMULATION_SEEDS", "200"))
 FIRST_SEED = int(os.environ.get("FIRST_SEED", "0"))
 BATCH = 20
 
@@ -19,5 +19,5 @@ def test_promises_hold_whatever_is_killed_and_lost(first: int) -> None:
         try:
             run(Scenario.random(seed))
         except BaseException as error:
-            error.add_note(f"seed {seed}: repeat with FIRST_SEED={seed} SEEDS=1 pytest {__file__}")
+            error.add_note(f"seed {seed}: repeat with FIRST_SEED={seed} SIMULATION_SEEDS=1 pytest {__file__}")
             raise
