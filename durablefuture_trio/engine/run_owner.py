@@ -272,13 +272,6 @@ class RunOwner:
         self._block(block, now)
         self._advance(now)
 
-    def code_changed(self, now: float) -> None:
-        """Other code is at work in the sandbox: a blocked run is tried again at once."""
-        if self.blocked is not None:
-            self._blocked_until = now
-            self._blocked_attempts = 0
-            self._advance(now)
-
     def committed(self, now: float) -> None:
         """The message published last is in the history."""
         flight = self._flight
