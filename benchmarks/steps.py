@@ -14,11 +14,16 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from durablefuture_trio import Supervisor, activity, open_supervisor, workflow
+from durablefuture_trio.nats_bridge.broker import NatsBroker
+from durablefuture_trio.ports.frames import Loaded
+from durablefuture_trio.protocol.loading import HistoryReader, load_state
+from durablefuture_trio.protocol.subjects import Subjects
 
 PAGE = b"x" * 400
 
@@ -120,7 +125,8 @@ async def throughput(supervisor: Supervisor, workflows: int, concurrent: int) ->
         for _ in range(concurrent):
             nursery.start_soon(worker)
     took = time.perf_counter() - began
-    print(f"5-step workflows, {concurrent} at once   {workflows * 5 / took:12.0f} steps/s ({workflows / took:.0f} workflows/s)")
+    rate = workflows / took
+    print(f"5-step workflows, {concurrent} at once   {rate * 5:12.0f} steps/s ({rate:.0f} workflows/s)")
 
 
 async def fan_out(supervisor: Supervisor, rounds: int) -> None:
@@ -128,11 +134,69 @@ async def fan_out(supervisor: Supervisor, rounds: int) -> None:
     print(f"fan-out of 200                 p50 {statistics.median(took) * 1e3:8.1f} ms")
 
 
+async def long_history(supervisor: Supervisor, commits: int) -> None:
+    """What a new owner has to do before it can go on with a run of many commits."""
+    await supervisor.client.run(steps, commits, id="long")
+    broker, subjects = supervisor._broker, Subjects("default", 4)
+    replay = supervisor._children.replay
+    assert replay is not None
+    reader = HistoryReader(broker, subjects)
+    began = time.perf_counter()
+    state = await load_state(reader, "long")
+    loaded = time.perf_counter()
+    assert state is not None
+    answered = trio.Event()
+    answers: list[object] = []
+
+    def on_answer(answer: object) -> None:
+        answers.append(answer)
+        answered.set()
+
+    async for chunk in reader.commits("long", state.first_n, state.tip_n):
+        is_last = chunk[-1].n == state.tip_n
+        bodies = tuple(item.body for item in chunk)
+        replay.load(state.run_id, bodies, first=chunk[0].n == 1, last=is_last, on_answer=on_answer if is_last else None)
+    await answered.wait()
+    assert isinstance(answers[0], Loaded), answers
+    events = state.last_event_id
+    print(f"{state.tip_n} commits, {events} events: read and folded in {(loaded - began) * 1e3:.0f} ms,", end=" ")
+    print(f"read again and replayed in {(time.perf_counter() - loaded) * 1e3:.0f} ms")
+
+
+async def idle(supervisor: Supervisor, waiting: int, seconds: float) -> None:
+    """What a supervisor asks of the server while nothing happens."""
+    counted = {"append_soon": 0, "last": 0, "many": 0, "consumers": 0, "stream_state": 0}
+
+    def counting(name: str, method: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **options: object) -> object:
+            counted[name] += 1
+            return method(*args, **options)
+
+        return call
+
+    originals = {name: getattr(NatsBroker, name) for name in counted}
+    async with trio.open_nursery() as nursery:
+        for number in range(waiting):
+            nursery.start_soon(partial(supervisor.client.run, waits, id=f"waits-{number}"))
+        await trio.sleep(3)
+        for name, method in originals.items():
+            setattr(NatsBroker, name, counting(name, method))
+        cpu = time.process_time()
+        await trio.sleep(seconds)
+        cpu = time.process_time() - cpu
+        for name, method in originals.items():
+            setattr(NatsBroker, name, method)
+        nursery.cancel_scope.cancel()
+    detail = ", ".join(f"{name} {number / seconds:.1f}" for name, number in counted.items() if number)
+    print(f"idle, {waiting} clients waiting     {sum(counted.values()) / seconds:12.1f} requests/s ({detail})")
+    print(f"  CPU of supervisor and clients {cpu / seconds * 100:11.2f} %")
+
+
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the rounds")
     parser.add_argument("--processes", type=int, default=1, help="activity processes")
-    parser.add_argument("--only", default="", help="sequential, throughput or fan")
+    parser.add_argument("--only", default="", help="sequential, throughput, fan, history or idle")
     options = parser.parse_args()
     rounds = 2 if options.quick else 10
     with tempfile.TemporaryDirectory(prefix="durablefuture-bench-") as directory:
@@ -144,6 +208,10 @@ async def main() -> None:
                 await throughput(supervisor, 200 if options.quick else 2000, 50)
             if options.only in ("", "fan"):
                 await fan_out(supervisor, rounds)
+            if options.only in ("", "history"):
+                await long_history(supervisor, 500 if options.quick else 5000)
+            if options.only in ("", "idle"):
+                await idle(supervisor, 100, 6 if options.quick else 20)
 
 
 if __name__ == "__main__":
