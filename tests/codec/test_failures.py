@@ -27,7 +27,7 @@ class CardDeclined(ValueError):
 def raised(exc: BaseException, cause: BaseException | None = None) -> BaseException:
     try:
         raise exc from cause
-    except BaseException as caught:  # noqa: BLE001 - whatever it is, it is the value wanted
+    except BaseException as caught:  # whatever it is, it is the value wanted
         return caught
 
 

@@ -297,7 +297,7 @@ def test_a_result_that_cannot_be_rebuilt_blocks_the_run_instead_of_failing_it() 
     async def main() -> int:
         try:
             return await number()
-        except Exception:  # noqa: BLE001 - it must not come here
+        except Exception:  # it must not come here
             return -1
 
     story = run_of(main)

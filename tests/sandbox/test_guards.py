@@ -1,7 +1,7 @@
 """What workflow code may not do, and what it sees instead of the world."""
 
 # Workflow code in here does on purpose what must not be done.
-# ruff: noqa: ASYNC105, SIM115, PLW1510, PLW0108, BLE001, DTZ007
+# ruff: noqa: ASYNC105, SIM115, PLW1510, PLW0108, DTZ007
 
 from __future__ import annotations
 

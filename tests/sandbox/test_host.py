@@ -445,7 +445,7 @@ def test_a_coroutine_that_never_ends_is_kept_rather_than_freed(monkeypatch: pyte
         while stay:
             try:
                 await trio.sleep_forever()
-            except BaseException:  # noqa: BLE001 - what the test is about
+            except BaseException:  # what the test is about
                 continue
 
     monkeypatch.setattr(_trio_driver, "_unclosable", kept := [])
