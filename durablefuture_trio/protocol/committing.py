@@ -14,6 +14,8 @@ from durablefuture_trio.protocol.subjects import Subjects
 
 RETRY_S = 0.25
 
+TELL_FULL_EVERY_S = 30.0
+
 
 class PendingCommit(msgspec.Struct, frozen=True):
     """A frozen commit on its way. Its bytes never change, whatever becomes of the publishes."""
@@ -47,6 +49,7 @@ class CommitLoop:
         self._subjects = subjects
         self._spawn = spawn
         self._report = report
+        self._tell_full_at = float("-inf")
 
     def publish(self, commit: PendingCommit, on_result: Callable[[bool], None]) -> None:
         """Publish; `on_result` gets True when this commit holds its number, False when another one does."""
@@ -71,7 +74,7 @@ class CommitLoop:
                         on_result(self.is_same(commit, standing))
                         return
                 elif isinstance(outcome, StoreFull):
-                    self._report("error", f"the server's store is full; commits wait: {outcome}")
+                    self._tell_full(outcome)
                 await self._pause()
                 await self._broker.append(self._append(commit))
             except BrokerError as error:
@@ -79,6 +82,13 @@ class CommitLoop:
                 continue
             on_result(True)
             return
+
+    def _tell_full(self, outcome: StoreFull) -> None:
+        now = trio.current_time()
+        # Every commit of every run meets it, several times a second.
+        if now >= self._tell_full_at:
+            self._tell_full_at = now + TELL_FULL_EVERY_S
+            self._report("error", f"the server's store is full; commits wait until there is room: {outcome}")
 
     async def _pause(self) -> None:
         link = self._broker.link

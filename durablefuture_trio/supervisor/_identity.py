@@ -36,7 +36,12 @@ def member_slot(directory: str) -> Iterator[Member]:
         slot, lock = _lock_lowest(directory)
     except OSError as error:
         problem = f"the directory of the namespace, {directory}, cannot be used: {error.strerror or error}; "
-        raise ConfigError([problem + "give another one in [supervisor] state_dir, or mend its permissions"]) from error
+        raise ConfigError(
+            [
+                problem
+                + "give another [supervisor] state_dir (default: [nats.embedded] data_dir), or mend its permissions"
+            ]
+        ) from error
     try:
         token = _token(os.path.join(directory, f"member-{slot}.token"))
         # Slots are counted per directory, but a name is one for the whole namespace: the token tells directories apart.
