@@ -57,5 +57,5 @@ build: venv ## the wheel, in dist/
 
 clean: ## remove what the targets made
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	rm -rf examples/order/.durablefuture
+	rm -rf examples/order/.durablefuture examples/order/supervisor.log
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
