@@ -17,14 +17,18 @@ from tests._support.supervisor_process import SupervisorProcess, send
 
 logger = logging.getLogger("tests.chaos.killer")
 
-PAUSE_S = (0.1, 1.3)
+PAUSE_S = (0.05, 1.0)
 """Between two deeds."""
 
 LONGEST_STOP_S = 3.0
 
 
 class Killer:
-    """Does something to one of the processes again and again; `mend` sets everything going at the end.
+    """Does something to one of the processes again and again, and starts supervisors and the server again.
+
+    Attributes:
+        diary: what was done, and when.
+        exit_codes: of the supervisors that had to be started again.
 
     Args:
         server: the nats-server, when no supervisor embeds it.
@@ -33,6 +37,7 @@ class Killer:
     def __init__(self, chaos: Chaos, chance: random.Random, server: NatsServer | None = None) -> None:
         self.diary: list[str] = []
         self.deeds: Counter[str] = Counter()
+        self.exit_codes: Counter[int | None] = Counter()
         self._chaos = chaos
         self._chance = chance
         self._server = server
@@ -53,15 +58,16 @@ class Killer:
         """For this long."""
         names = list(self._methods)
         weights = [self._methods[name][0] for name in names]
-        with trio.move_on_after(seconds):
-            while True:
+        async with trio.open_nursery() as stopped:
+            self._stopped = stopped
+            ends_at = trio.current_time() + seconds
+            while trio.current_time() < ends_at:
                 await trio.sleep(self._chance.uniform(*PAUSE_S))
                 name = self._chance.choices(names, weights)[0]
-                # A deed is done to its end: nothing stays stopped or down because the time is over.
-                with trio.CancelScope(shield=True):
-                    self._note(name, await self._methods[name][1]())
-                    self.deeds[name] += 1
-                    await self.mend()
+                self._note(name, await self._methods[name][1]())
+                self.deeds[name] += 1
+                await self.mend()
+        await self.mend()
 
     async def mend(self) -> None:
         """Start again what does not run."""
@@ -69,7 +75,8 @@ class Killer:
             await self._server.start()
         for supervisor in self._chaos.supervisors:
             if not supervisor.is_running:
-                self._note("start", supervisor.config.parent.name)
+                self._note("start", f"{supervisor.config.parent.name}, exit code {supervisor.returncode}")
+                self.exit_codes[supervisor.returncode] += 1
                 await supervisor.start()
 
     def _note(self, what: str, to: str) -> None:
@@ -123,12 +130,15 @@ class Killer:
         if not pids:
             return "nobody"
         pid = self._chance.choice(pids)
+        seconds = self._chance.uniform(0.0, LONGEST_STOP_S)
         send(pid, signal.SIGSTOP)
-        waited = await self._linger(LONGEST_STOP_S)
-        send(pid, signal.SIGCONT)
-        return f"{pid} for {waited:.2f} s"
+        # Others are killed meanwhile.
+        self._stopped.start_soon(self._go_on, pid, seconds)
+        return f"{pid} for {seconds:.2f} s"
 
-    async def _linger(self, longest_s: float) -> float:
-        seconds = self._chance.uniform(0.0, longest_s)
-        await trio.sleep(seconds)  # how long it lasts is part of the deed
-        return seconds
+    async def _go_on(self, pid: int, seconds: float) -> None:
+        await trio.sleep(seconds)  # how long it is stopped is part of the deed
+        send(pid, signal.SIGCONT)
+
+    async def _linger(self, longest_s: float) -> None:
+        await trio.sleep(self._chance.uniform(0.0, longest_s))  # how long it is away is part of the deed

@@ -61,6 +61,11 @@ class SupervisorProcess:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def returncode(self) -> int | None:
+        """As in `subprocess`; None while it runs."""
+        return None if self._process is None else self._process.poll()
+
+    @property
     def log_file(self) -> Path:
         return self.config.with_suffix(f".{self._starts}.log")
 
