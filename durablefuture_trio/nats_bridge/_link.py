@@ -309,7 +309,7 @@ class BridgeLink:
                 self.problem = error
                 self._signal_change()
             finally:
-                self._went_down()
+                self._went_down(is_lost=closed.is_set() and not self._closing)
                 if connection is not None:
                     with trio.CancelScope(shield=True):
                         await trio_asyncio.aio_as_trio(connection.close)()
@@ -332,7 +332,7 @@ class BridgeLink:
         self.generation += 1
         self._signal_change()
 
-    def _went_down(self) -> None:
+    def _went_down(self, *, is_lost: bool) -> None:
         if not self.up:
             return
         self.up = False
@@ -340,7 +340,7 @@ class BridgeLink:
         # Nothing may be sent later behind the back of those who are told NoAnswer now.
         self._out.clear()
         logger.log(
-            logging.DEBUG if self._closing else logging.WARNING,
+            logging.WARNING if is_lost else logging.DEBUG,
             "the connection to NATS at %s has ended",
             self.options.safe_urls(),
         )

@@ -401,3 +401,33 @@ async def on_queue(queue: str) -> str:
 @workflow
 async def clock() -> tuple[datetime, float]:
     return datetime.now(UTC), time.time()
+
+
+# --- restarts ---------------------------------------------------------------------------------------------------------
+
+
+@activity
+async def take_time(seconds: float, journal: str) -> str:
+    note(journal, "started")
+    await trio.sleep(seconds)
+    note(journal, "finished")
+    return "finished"
+
+
+@workflow
+async def slow_step(seconds: float, journal: str) -> str:
+    return await take_time(seconds, journal)
+
+
+@activity
+async def leave_note(journal: str, text: str) -> None:
+    note(journal, text)
+
+
+@workflow
+async def step_sleep_step(seconds: float, journal: str) -> float:
+    await leave_note(journal, "before")
+    before = trio.current_time()
+    await trio.sleep(seconds)
+    await leave_note(journal, "after")
+    return trio.current_time() - before
