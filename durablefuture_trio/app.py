@@ -17,13 +17,14 @@ from durablefuture_trio.authoring import definition_of
 from durablefuture_trio.authoring.registry import pickle_definitions
 from durablefuture_trio.client import Client, open_client
 from durablefuture_trio.client._connect import connect_options
-from durablefuture_trio.errors import ConfigError
+from durablefuture_trio.errors import ConfigError, DurableFutureError
 from durablefuture_trio.nats_bridge import ConnectOptions, open_broker
 from durablefuture_trio.ports.broker import Broker
 from durablefuture_trio.ports.children import ActivityPool, ReplayPool
 from durablefuture_trio.protocol.namespace import establish_namespace
 from durablefuture_trio.supervisor._clock import ServerClock
 from durablefuture_trio.supervisor._embedded import run_embedded_server
+from durablefuture_trio.supervisor._groups import leaves
 from durablefuture_trio.supervisor._identity import member_slot
 from durablefuture_trio.supervisor._ownership import Ownership
 from durablefuture_trio.supervisor._shard import Shard
@@ -127,7 +128,10 @@ async def open_supervisor(
             finally:
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        # What the body raises leaves as it is: the nursery is an implementation detail.
+        # What the body raises leaves as it is, and why it cannot start too: nurseries are an implementation detail.
+        why = leaves(group)
+        if raised is None and len(why) == 1 and isinstance(why[0], DurableFutureError):
+            raise why[0] from None
         if raised is None or len(group.exceptions) > 1 or group.exceptions[0] is not raised:
             raise
     if raised is not None:
