@@ -143,16 +143,6 @@ def _started(
     )
 
 
-def has_local_attempts(state: RunState) -> bool:
-    """Whether an attempt is open that only this supervisor knows of."""
-    if len(state.activities) == len(state.in_backoff):
-        return False
-    return any(
-        activity.route == "local" and activity.phase is ActivityPhase.SCHEDULED
-        for activity in state.activities.values()
-    )
-
-
 def lost_attempts(state: RunState, live: Collection[tuple[int, int]]) -> list[ActivityState]:
     """The open attempts that were dispatched locally and are not among `live`, (activity id, attempt) pairs."""
     return [

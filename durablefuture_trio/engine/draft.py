@@ -22,13 +22,11 @@ class Draft:
         events: in order; already folded into the owner's state.
         effects: outputs that may leave only after the commit is acknowledged.
         inputs: what was consumed for it, to be decided again if the commit is lost.
-        touched: there is something to publish even without events (a healed run whose tip is unfinished).
     """
 
     events: list[Event] = field(default_factory=list)
     effects: list[Output] = field(default_factory=list)
     inputs: list[object] = field(default_factory=list)
-    touched: bool = False
 
     @property
     def sequences(self) -> list[int]:

@@ -36,7 +36,6 @@ from durablefuture_trio.engine.decide import (
     decide_timeout,
     decide_timer,
     due_retries,
-    has_local_attempts,
     lost_attempts,
 )
 from durablefuture_trio.engine.draft import Draft, Flight, freeze
@@ -173,6 +172,7 @@ class RunOwner:
         self._blocked_until = 0.0
         self._revision = 0
         self._suspended = False
+        self._is_quiescing = False
         self._load_retry_at: float | None = None
         self._load_failures = 0
 
@@ -215,6 +215,7 @@ class RunOwner:
         if block is not None:
             self.blocked = block
             self._out(out.Report("error", f"workflow {self.workflow_id!r} cannot be loaded: {block.message}"))
+            self._refuse_requests("damaged", block.message)
         self._advance(now)
 
     def confirmed(self, is_tip: bool, now: float) -> None:
@@ -338,7 +339,17 @@ class RunOwner:
         self._inputs = deque(item for item in self._inputs if isinstance(item, LocalOutcome))
         self._advance(now)
 
+    def quiesce(self) -> None:
+        """Begin nothing new: what still comes is committed without being activated, and the next owner goes on there.
+        Attempts that run, and activations under way, are finished."""
+        self._is_quiescing = True
+
     # --- what the shell asks -----------------------------------------------------------------------------------------
+
+    @property
+    def is_quiet(self) -> bool:
+        """No attempt runs here, and nothing is being activated or committed."""
+        return not (self.live or self._draft or self._flight or self._awaits is not Waiting.NOBODY)
 
     @property
     def is_idle(self) -> bool:
@@ -374,6 +385,8 @@ class RunOwner:
         if state is None or state.terminal is not None:
             # A run that is just closing is committed before the id's next run begins.
             return self._draft is None and self._take_input(now)
+        if self._is_quiescing:
+            return isinstance(next(iter(self._inputs), None), LocalOutcome) and self._take_input(now)
         if (ended := decide_timeout(state, now)) is not None:
             self._record(ended)
             return True
@@ -600,6 +613,14 @@ class RunOwner:
         self._reply(message, answer_of(record))
         return True
 
+    def _refuse_requests(self, answer: str, words: str) -> None:
+        """Nothing can be decided about this id: whoever asks is told so, instead of waiting for ever."""
+        asked = [item for item in self._inputs if isinstance(item, Inbound) and item.reply]
+        for item in asked:
+            self._inputs.remove(item)
+            self._anchors.consume(item.seq)
+            self._reply(item, Answer(request_id=item.request_id, answer=answer, message=words))
+
     def _consume_without_commit(self, item: Inbound | LocalOutcome) -> bool:
         """Consume the first input without an event; False: not yet.
 
@@ -623,7 +644,9 @@ class RunOwner:
         A run that is not cached any more is replayed first: committing the stimulus ahead of its activation would cost
         a second commit for the commands. Only once, though: a cache may be too small to keep even one run.
         """
-        if self.blocked is not None or self._just_replayed or self._is_cached(state.run_id):
+        if self.blocked is not None or self._is_quiescing:
+            return True
+        if self._just_replayed or self._is_cached(state.run_id):
             return True
         if self._draft is None:
             self._replay(state, now)
@@ -675,7 +698,7 @@ class RunOwner:
         state = self._running_state()
         self._record(event)
         self._just_replayed = False
-        if self.blocked is not None:
+        if self.blocked is not None or self._is_quiescing:
             self._needs_replay = True
             return
         self._token += 1
@@ -830,14 +853,14 @@ class RunOwner:
             settling.without_run()
         elif state.terminal is not None:
             settling.closed(state, now)
+        elif self._is_quiescing:
+            settling.busy(None)
         elif self.blocked is not None:
             settling.blocked(
                 state, now, words=self.blocked.words, revision=self._revision, retry_at=self._blocked_until
             )
         else:
-            # An attempt that a draining supervisor left undispatched lives nowhere else either.
-            is_live = bool(self.live) or has_local_attempts(state)
-            settling.running(state, now, is_live=is_live, revision=self._revision)
+            settling.running(state, now, is_live=bool(self.live), revision=self._revision)
 
     def _is_busy(self) -> bool:
         return bool(
@@ -846,7 +869,14 @@ class RunOwner:
             or self._flight is not None
             or self._awaits is not Waiting.NOBODY
             or self.knowledge in (Knowledge.LOADING, Knowledge.NONE)
+            or self._is_unfinished()
         )
+
+    def _is_unfinished(self) -> bool:
+        """Whether a replay has to follow before the run can wait for anything."""
+        if not self._needs_replay or self.blocked is not None:
+            return False
+        return self.state is not None and self.state.terminal is None
 
     def _slow_start_wake(self) -> float | None:
         if self._awaits is not Waiting.ACTIVATION or self._flight is not None or not self._starts_run(self._draft):

@@ -84,6 +84,9 @@ class Ownership:
         """Look after the leases until cancelled. Started after the first look, with the shards that were free."""
         async with trio.open_nursery() as nursery:
             await self._look(nursery)
+            with trio.move_on_after(self._lease_s):
+                for owned in list(self._owned.values()):
+                    await owned.shard.usable.wait()
             task_status.started()
             while True:
                 self._kick = trio.Event()
@@ -203,15 +206,19 @@ class Ownership:
             logger.warning("shard %d is owned by another supervisor now", number)
             self._abandon(number, owned)
             return
-        if self._is_leaving or self._table.is_preferred(number, now):
+        if self._is_leaving:
+            return
+        if owned.shard.is_quiescing:
+            if owned.shard.is_quiet:
+                await self._give_away(number, owned)
+        elif self._table.is_preferred(number, now):
             owned.unwanted_since = None
-        elif not owned.shard.live_attempts:
+        elif owned.shard.is_quiet:
             await self._give_away(number, owned)
         elif owned.unwanted_since is None:
             owned.unwanted_since = now
         elif now - owned.unwanted_since >= HAND_OVER_AFTER_S:
-            # It is never quiet: what is scheduled from now on is left to the other member.
-            owned.shard.dispatch_no_more()
+            owned.shard.quiesce()
 
     def _still_ours(self, owned: _Owned) -> bool:
         return self._table.is_own(owned.lease.shard)

@@ -98,17 +98,19 @@ class Shard:
         self._epoch = 0
         self._epoch_changed = trio.Event()
         self._reading = trio.CancelScope()
-        self._attempt_ended = trio.Event()
+        self._progress = trio.Event()
+        self.usable = trio.Event()
+        """Set when the inbox was opened for the first time."""
         self._is_active = False
         self._is_abandoned = False
-        self._is_draining = False
+        self.is_quiescing = False
         self._wakes: list[tuple[float, int, RunOwner]] = []
         self._wake_of: dict[RunOwner, float] = {}
         self._counter = itertools.count()
         self._alarm = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._commits: CommitLoop | None = None
-        self._quarantined: dict[str, float] = {}
+        self._quarantined: set[str] = set()
         self._handlers: dict[type, Callable[[RunOwner, Any], None]] = {
             out.Load: self._do_load,
             out.Confirm: self._do_confirm,
@@ -182,15 +184,22 @@ class Shard:
         self.resume(self._epoch)
 
     async def drain(self) -> None:
-        """Dispatch nothing new and wait until no attempt of this shard runs here."""
-        self.dispatch_no_more()
-        while self.live_attempts:
-            self._attempt_ended = trio.Event()
-            await self._attempt_ended.wait()
+        """Begin nothing new and wait until no attempt of this shard runs here."""
+        self.quiesce()
+        while not self.is_quiet:
+            self._progress = trio.Event()
+            await self._progress.wait()
 
-    def dispatch_no_more(self) -> None:
-        """Leave the attempts that are scheduled from now on to the next owner."""
-        self._is_draining = True
+    def quiesce(self) -> None:
+        """Begin nothing new: leave the inbox, and what outcomes lead to, to the next owner."""
+        self.is_quiescing = True
+        for owner in self._owners.values():
+            owner.quiesce()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Nothing of this shard is under way here."""
+        return all(owner.is_quiet for owner in self._owners.values())
 
     @property
     def live_attempts(self) -> int:
@@ -256,6 +265,7 @@ class Shard:
             self._deliver(message)
         self._pump()
         self._alarm.set()
+        self.usable.set()
         logger.info("shard %d is owned, epoch %d, %d messages waiting", self.number, self._epoch, len(early))
 
     def _decode(self, delivery: Delivery) -> Inbound | None:
@@ -285,11 +295,8 @@ class Shard:
 
     def _deliver(self, message: Inbound) -> None:
         workflow_id = message.envelope.workflow_id
-        until = self._quarantined.get(workflow_id)
-        if until is not None:
-            if self._clock.now() < until:
-                return
-            del self._quarantined[workflow_id]
+        if self.is_quiescing or workflow_id in self._quarantined:
+            return  # unacknowledged: it will be delivered again, to the next owner
         owner = self._owner(workflow_id)
         self._notify(owner, partial(owner.delivered, message, self._clock.now()))
 
@@ -325,11 +332,23 @@ class Shard:
 
     def _set_aside(self, owner: RunOwner, error: Exception) -> None:
         """An error of the engine stops one run, not the shard. Its messages stay unacknowledged."""
-        self._quarantined[owner.workflow_id] = self._clock.now() + QUARANTINE_S
+        workflow_id = owner.workflow_id
+        self._quarantined.add(workflow_id)
         self._drop(owner)
         owner.suspend()
+        for key in owner.live:
+            self._activities.cancel(key)
         if owner.state is not None:
             self._replay.evict(owner.state.run_id)
+        words = f"set aside for {QUARANTINE_S:.0f} s after an error of the engine: {error!r}"
+        self._spawn(self._project_damage, workflow_id, words)
+        self._spawn(self._end_quarantine, workflow_id)
+
+    async def _end_quarantine(self, workflow_id: str) -> None:
+        """Have everything delivered again, under a new epoch: only that brings back what was left unacknowledged."""
+        await trio.sleep(QUARANTINE_S)
+        self._quarantined.discard(workflow_id)
+        self._reading.cancel()
 
     def _later(self, owner: RunOwner, notification: Callable[[], None]) -> None:
         """Bring an owner an answer that came by itself; held back while ownership is in doubt."""
@@ -356,6 +375,7 @@ class Shard:
                     self._handlers[type(output)](owner, output)
         finally:
             self._pumping = False
+            self._progress.set()
         for owner in touched:
             if owner.is_idle and self._owners.get(owner.workflow_id) is owner:
                 self._drop(owner)
@@ -482,10 +502,6 @@ class Shard:
             self._later(owner, lambda: owner.commit_lost(self._clock.now()))
 
     def _do_dispatch(self, owner: RunOwner, output: out.Dispatch) -> None:
-        if self._is_draining:
-            # Left to the next owner, who finds an attempt that nobody runs.
-            owner.live.discard(output.attempt.key)
-            return
         if not self._activities.serves(output.task_queue):
             self._refuse_dispatch(owner, output)
             return
@@ -503,7 +519,6 @@ class Shard:
                 self._hand_over(owner.workflow_id, outcome, worker)
             return
         self._later(owner, lambda: owner.outcome(outcome, worker, self._clock.now()))
-        self._attempt_ended.set()
 
     def _hand_over(self, workflow_id: str, outcome: AttemptOutcome, worker: str) -> None:
         """The shard is somebody else's: its owner gets the result through the inbox."""
