@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -48,6 +49,10 @@ class OptionsScope:
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options: Final = options
 
+
+_WITHOUT_EFFECT = frozenset({"schedule_to_start_timeout", "heartbeat_timeout", "priority", "fairness_key", "isolation"})
+_told: set[tuple[str, str]] = set()
+_log = logging.getLogger("durablefuture_trio.authoring")
 
 _scope: ContextVar[OptionsScope | None] = ContextVar("durablefuture_activity_options", default=None)
 _configured: Mapping[str, Any] = {}
@@ -114,6 +119,10 @@ def checked_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
             checked[name] = check(value)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{where}: {name} {error}") from None
+        if name in _WITHOUT_EFFECT and (where, name) not in _told:
+            # Rather than let anybody rely on a limit that is not there.
+            _told.add((where, name))
+            _log.warning("%s: %s is accepted and has no effect in this version", where, name)
     return checked
 
 

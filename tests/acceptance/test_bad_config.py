@@ -165,3 +165,16 @@ async def test_a_supervisor_ends_with_the_same_words_when_its_code_cannot_be_reg
     assert "shop.py:2" in told[0]
     assert "two workflows have the name order: stock.order:4 and depot.order:4" in told[1]
     assert "Traceback" not in done.stderr
+
+
+async def test_an_option_that_has_no_effect_yet_is_told_so(installation: Installation) -> None:
+    installation.module(
+        "shop",
+        WORKFLOW + "\n    from durablefuture_trio import activity\n"
+        "    @activity(heartbeat_timeout=5, start_to_close_timeout=30)\n    async def pay() -> None: ...\n",
+    )
+    installation.configure("[supervisor]\nmodules = ['shop']\n")
+    done = await installation.refused("--check")
+    assert done.code == 0
+    assert "heartbeat_timeout is accepted and has no effect in this version" in done.stderr
+    assert "start_to_close_timeout" not in done.stderr
