@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import aclosing
 from functools import partial
 
 import msgspec
@@ -256,12 +257,12 @@ class _DecisionSearch:
             return None
         if (found := decision_in(tip.commit, self._request_id)) is not None:
             return found
-        async for chunk in self._reader.commits(
-            self._workflow_id, max(tip.commit.first_n, self._seen_n + 1), tip.n - 1
-        ):
-            for item in chunk:
-                if (found := decision_in(item.commit, self._request_id)) is not None:
-                    return found
+        first_n = max(tip.commit.first_n, self._seen_n + 1)
+        async with aclosing(self._reader.commits(self._workflow_id, first_n, tip.n - 1)) as chunks:
+            async for chunk in chunks:
+                for item in chunk:
+                    if (found := decision_in(item.commit, self._request_id)) is not None:
+                        return found
         self._seen_n = tip.n
         return None
 

@@ -7,7 +7,7 @@ history that comes back with a hole is an error, never a shorter history.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import msgspec
 
@@ -76,7 +76,7 @@ class HistoryReader:
                 stored = above
         return numbered(stored)
 
-    async def commits(self, workflow_id: str, first_n: int, tip_n: int) -> AsyncIterator[list[NumberedCommit]]:
+    async def commits(self, workflow_id: str, first_n: int, tip_n: int) -> AsyncGenerator[list[NumberedCommit], None]:
         """Commits `first_n` to `tip_n` in chunks, in order.
 
         Raises:

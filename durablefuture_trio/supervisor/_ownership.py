@@ -73,6 +73,7 @@ class Ownership:
         self._answered_at = monotonic()
         self._is_leaving = False
         self._reported_skew = False
+        self._has_compared_clocks = False
         self._beat_window: tuple[float, float] | None = None
 
     @property
@@ -127,6 +128,10 @@ class Ownership:
                 await self._table.beat()
                 self._beaten_at = now
                 self._beat_window = (now, self._now())
+                if not self._has_compared_clocks:
+                    # The first events of a shard taken before would be stamped by a clock that may be wrong, and the
+                    # time of a run never goes back.
+                    await self._observe()
             for number in range(self._subjects.shards):
                 if number in self._owned:
                     await self._look_after(number, self._owned[number])
@@ -146,6 +151,7 @@ class Ownership:
         self._table.settle_interruption(self._answered_at)
         if (stored_at := self._table.own_beat_time) is not None and self._beat_window is not None:
             self._report_skew(self._clock.observe(stored_at, *self._beat_window))
+            self._has_compared_clocks = True
 
     def _report_skew(self, offset: float) -> None:
         is_large = abs(offset) > REPORT_SKEW_S
@@ -158,7 +164,7 @@ class Ownership:
         self._reported_skew = is_large
 
     def _may_take(self, number: int) -> bool:
-        if abs(self._clock.offset) > DECLINE_SKEW_S:
+        if not self._has_compared_clocks or abs(self._clock.offset) > DECLINE_SKEW_S:
             return False
         now = self._now()
         return self._table.is_available(number, now) and self._table.is_preferred(number, now)
