@@ -431,3 +431,31 @@ async def step_sleep_step(seconds: float, journal: str) -> float:
     await trio.sleep(seconds)
     await leave_note(journal, "after")
     return trio.current_time() - before
+
+
+@workflow
+async def fan_out_and_wait(count: int, seconds: float, journal: str) -> list[int]:
+    results = await fan_out.fn(count, journal)
+    await trio.sleep(seconds)
+    return results
+
+
+@activity(retry_policy=QUICK)
+async def succeed_at_third(word: str, journal: str) -> str:
+    note(journal, f"{word} {activity.info().attempt}")
+    if activity.info().attempt < 3:
+        raise ConnectionError(word)
+    return word
+
+
+@workflow
+async def two_that_fail_first(journal: str) -> list[str]:
+    results: list[str] = []
+
+    async def one(word: str) -> None:
+        results.append(await succeed_at_third(word, journal))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one, "first")
+        nursery.start_soon(one, "second")
+    return sorted(results)
