@@ -134,17 +134,12 @@ class Shard:
 
     async def run(self, epoch: int, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the shard under `epoch` (and those given to `resume`) until cancelled or abandoned."""
-        try:
-            await self._own(epoch, task_status)
-        finally:
-            self._nursery = None
-
-    async def _own(self, epoch: int, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._commits = CommitLoop(self._broker, self._subjects, self._spawn, self._report)
             self._epoch = epoch
             nursery.start_soon(self._keep_time)
+            nursery.start_soon(self._end_spawning)
             task_status.started()
             while not self._is_abandoned:
                 epoch = self._epoch
@@ -157,6 +152,14 @@ class Shard:
                     await changed.wait()
                 self._reading = trio.CancelScope()
             nursery.cancel_scope.cancel()
+
+    async def _end_spawning(self) -> None:
+        """A nursery is closed as soon as its last task has ended, which is before `run` gets to know of it; an answer
+        of the server may come just then."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._nursery = None
 
     def suspend(self) -> None:
         """Ownership is in doubt: commit, dispatch and acknowledge nothing; attempts go on."""
