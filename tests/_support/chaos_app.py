@@ -124,3 +124,11 @@ async def napping_chain(seed: int, steps: int, seconds: float, nap_seconds: floa
         values.append(await (blocking_step if number % 2 else step)(values[-1], seconds))
         await trio.sleep(nap_seconds)
     return values
+
+
+@workflow
+async def nap_then_gated(seed: int, seconds: float, gate: str) -> list[int]:
+    """A step, a sleep, a step that waits at the gate."""
+    values = [seed, await step(seed, 0.0)]
+    await trio.sleep(seconds)
+    return [*values, await gated_step(values[-1], gate)]

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from tests._support.chaos import Chaos, Connection
-from tests._support.chaos_app import chain, chain_result, nap
+from tests._support.chaos_app import chain, chain_result, gated, nap
 from tests._support.chaos_audit import table
 from tests._support.supervisor_process import SupervisorProcess
 from tests._support.witnesses import Witness
@@ -102,6 +102,27 @@ async def test_killed_at_any_other_moment(chaos: Chaos, stop: str) -> None:
         words = await finish(chaos, connection)
     assert words.count("started") - 1 == words.count("completed") == STEPS
     assert words.count("failed (lost)") <= 1
+
+
+async def test_killed_while_an_activity_runs(chaos: Chaos) -> None:
+    """Long enough for the run to be listed, so that nothing but the activity is left of it in the supervisor."""
+    supervisor = chaos.supervisor()
+    await supervisor.start()
+    async with chaos.connect(supervisor) as connection:
+        await connection.client.start(gated, 5, "open", id="gated-1")
+        await chaos.begun("gated_step")
+        with trio.fail_after(10):
+            while not [item async for item in connection.client.list()]:  # noqa: ASYNC110 - only the server knows
+                await trio.sleep(0.02)
+    await supervisor.kill()
+    await supervisor.start()
+    await chaos.begun("gated_step", attempt=2)
+    chaos.open_gate("open")
+    async with chaos.connect(supervisor) as connection:
+        assert await chaos.result(connection, "gated-1") == chain_result(5, 3)
+        histories = await chaos.check(connection, "gated-1")
+    words = table(histories["gated-1"])
+    assert words == ["started", *UNDISTURBED, *LOST_ONCE, *UNDISTURBED, "workflow completed"]
 
 
 async def test_work_goes_on_soon_after_a_restart(chaos: Chaos) -> None:

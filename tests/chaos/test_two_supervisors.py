@@ -13,7 +13,7 @@ import trio
 from durablefuture_trio.nats_bridge import ConnectOptions
 from durablefuture_trio.protocol.lease import LeaseRecord
 from tests._support.chaos import Chaos, Connection
-from tests._support.chaos_app import chain, chain_result, gated, nap
+from tests._support.chaos_app import chain, chain_result, gated, nap, nap_then_gated, napping_chain
 from tests._support.chaos_audit import table
 from tests._support.nats_server import NatsServer, nats_server
 from tests._support.supervisor_process import SupervisorProcess
@@ -130,6 +130,60 @@ async def test_one_killed_under_load(chaos: Chaos, pair: Pair) -> None:
     histories = await chaos.check(connection, *ids)
     lost = [workflow_id for workflow_id, history in histories.items() if "failed (lost)" in table(history)]
     assert lost, "nothing ran on the one that was killed"
+
+
+async def test_what_a_stopped_owner_acknowledges_late_stays_with_the_new_one(chaos: Chaos, pair: Pair) -> None:
+    """The first stops with the acknowledgement of the start in hand. For the second that very message is what keeps
+    the run from being forgotten: it has to be there still when the second dies."""
+    connection, (first, second) = pair.connection, pair.supervisors
+    await first.kill()
+    stop = "ack:df.chaos.w.*.start:1"
+    await first.start(stop)
+    handle = await connection.client.start(nap_then_gated, 5, 1.2, "open", id="run-1")
+    await first.reached(stop)
+    await second.start()
+    await chaos.begun("gated_step")
+    first.resume()
+    await until_logged(first, "is owned by another supervisor now")
+    await second.kill()
+    await chaos.begun("gated_step", attempt=2)
+    chaos.open_gate("open")
+    with trio.fail_after(15):
+        assert await handle.result() == chain_result(5, 2)
+    histories = await chaos.check(connection, "run-1")
+    assert table(histories["run-1"]) == [
+        *["started", "scheduled", "started", "completed", "timer fired"],
+        *["scheduled", "failed (lost)", "scheduled (attempt 2)", "started", "completed", "workflow completed"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "stop",
+    ["append:df.chaos.h.*:2", "appended:df.chaos.h.*:2", "dispatch:blocking_step:1", "append:df.chaos.s.*:1"],
+)
+async def test_what_a_stopped_owner_does_late_changes_nothing(chaos: Chaos, pair: Pair, stop: str) -> None:
+    """The first stops with a commit, a dispatch or a timer in hand, and does it when the second is long through."""
+    connection, (first, second) = pair.connection, pair.supervisors
+    await first.kill()
+    await first.start(stop)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect_naps, connection, "nap-1")
+        await first.reached(stop)
+        await second.start()
+        await chaos.result(connection, "nap-1", within_s=30)
+    first.resume()
+    await until_logged(first, "is owned by another supervisor now")
+    histories = await chaos.check(connection, "nap-1")
+    assert sum(word.startswith("failed") for word in table(histories["nap-1"])) <= 1
+    await second.kill()
+    await pair.until_owned_by(first)
+    with trio.fail_after(15):
+        assert await connection.client.run(chain, 7, 2, 0.0, id="nap-1") == chain_result(7, 2)
+
+
+async def expect_naps(connection: Connection, workflow_id: str) -> None:
+    with trio.fail_after(30):
+        assert await connection.client.run(napping_chain, 5, 2, 0.0, 1.2, id=workflow_id) == chain_result(5, 2)
 
 
 async def until_logged(supervisor: SupervisorProcess, words: str) -> None:
