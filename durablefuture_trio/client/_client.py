@@ -279,7 +279,7 @@ async def open_client(
         async with trio.open_nursery() as nursery:
             await nursery.start(requests.serve)
             hints = CloseHints(broker, subjects, nursery)
-            closings = Closings(reader, hints)
+            closings = Closings(broker, subjects, reader, hints)
             core = Core(
                 broker=broker, subjects=subjects, reader=reader, requests=requests, closings=closings, clock=clock
             )

@@ -15,6 +15,7 @@ from durablefuture_trio.history.events import Terminal
 from durablefuture_trio.ports.broker import Broker, BrokerError
 from durablefuture_trio.protocol.envelope import ClosedHint, decode_hint
 from durablefuture_trio.protocol.loading import HistoryReader
+from durablefuture_trio.protocol.projection import standing_record
 from durablefuture_trio.protocol.subjects import Subjects
 
 logger = logging.getLogger("durablefuture_trio.client")
@@ -146,7 +147,9 @@ class CloseHints:
 class Closings:
     """Finds out how runs ended."""
 
-    def __init__(self, reader: HistoryReader, hints: CloseHints) -> None:
+    def __init__(self, broker: Broker, subjects: Subjects, reader: HistoryReader, hints: CloseHints) -> None:
+        self._broker = broker
+        self._subjects = subjects
         self._reader = reader
         self._hints = hints
 
@@ -176,6 +179,7 @@ class Closings:
             # Still unconfirmed after a whole request: the link was down, and the subscription may be later than that.
             await waiter.subscribed.wait()
         pause = LOOK_EVERY_S
+        told = ""
         while True:
             if look and (closing := await self._look(workflow_id, run_id)) is not None:
                 return closing
@@ -190,6 +194,21 @@ class Closings:
                 pause = LOOK_EVERY_S
                 continue
             pause = min(2 * pause, LOOK_AT_LEAST_EVERY_S)
+            told = await self._tell_if_blocked(workflow_id, run_id, told)
+
+    async def _tell_if_blocked(self, workflow_id: str, run_id: str, told: str) -> str:
+        """Whoever waits should know why nothing comes; gives the reason that was told."""
+        try:
+            record = await standing_record(self._broker, self._subjects, workflow_id)
+        except BrokerError as error:
+            logger.debug("cannot ask why workflow %r takes so long: %r", workflow_id, error)
+            return told
+        blocked = record.blocked if record is not None and record.run_id == run_id else ""
+        if blocked and blocked != told:
+            logger.warning(
+                "workflow %r is blocked until the cause is mended (or it is terminated): %s", workflow_id, blocked
+            )
+        return blocked
 
     async def _latest_run(self, workflow_id: str) -> str:
         async def read() -> str:

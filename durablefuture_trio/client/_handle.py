@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Generic, TypeVar
 
-import msgspec
-
 from durablefuture_trio._ids import new_id
 from durablefuture_trio.client._core import Core
 from durablefuture_trio.client._outcome import result_of
@@ -14,7 +12,7 @@ from durablefuture_trio.client._records import HistoryEvent, WorkflowDescription
 from durablefuture_trio.errors import RequestFailedError, WorkflowNotFoundError
 from durablefuture_trio.protocol.envelope import TerminateRequest
 from durablefuture_trio.protocol.loading import NumberedCommit
-from durablefuture_trio.protocol.projection import ProjectionRecord, decode_record
+from durablefuture_trio.protocol.projection import standing_record
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -99,7 +97,8 @@ class WorkflowHandle(Generic[R_co]):
 
         async def read() -> WorkflowDescription:
             commits = await self._commits()
-            return described(commits, await self._record())
+            core = self._core
+            return described(commits, await standing_record(core.broker, core.subjects, self._id))
 
         return await persistently(f"workflow {self._id!r}", read)
 
@@ -125,14 +124,3 @@ class WorkflowHandle(Generic[R_co]):
             commits.extend(chunk)
         commits.append(last)
         return commits
-
-    async def _record(self) -> ProjectionRecord | None:
-        subjects = self._core.subjects
-        stored = await self._core.broker.last(subjects.projection_stream, subjects.projection(self._id))
-        if stored is None:
-            return None
-        try:
-            return decode_record(stored.body)
-        except msgspec.MsgspecError:
-            # A listing record can be rebuilt from the history and only adds the reason of a blocked run.
-            return None

@@ -96,6 +96,22 @@ def decode_record(body: bytes) -> ProjectionRecord:
     return _decoder.decode(body)
 
 
+async def standing_record(broker: Broker, subjects: Subjects, workflow_id: str) -> ProjectionRecord | None:
+    """The record of a workflow id; None if there is none (yet), or none that can be read.
+
+    Raises:
+        BrokerError: as the server says.
+    """
+    stored = await broker.last(subjects.projection_stream, subjects.projection(workflow_id))
+    if stored is None:
+        return None
+    try:
+        return decode_record(stored.body)
+    except msgspec.MsgspecError:
+        # It can be rebuilt from the history, and adds only why a run is blocked.
+        return None
+
+
 class Projection:
     """Writes listing records: a compare-and-set on the record's sequence, and never a lower `n` over a higher one."""
 

@@ -102,7 +102,7 @@ class SupervisorProcess:
         self._offset = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [_script("durablefuture-supervisor"), *arguments],
+                [script("durablefuture-supervisor"), *arguments],
                 cwd=directory,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -222,7 +222,7 @@ class Installation:
     async def _run(self, name: str, arguments: Sequence[str], environment: dict[str, str]) -> Finished:
         with trio.fail_after(60):
             done = await trio.run_process(
-                [_script(name), *arguments],
+                [script(name), *arguments],
                 cwd=self.directory,
                 env=clean_environment(**environment),
                 stdin=b"",
@@ -249,7 +249,7 @@ class Installation:
             process.end_now()
 
 
-def _script(name: str) -> str:
+def script(name: str) -> str:
     """The installed command."""
     return str(Path(sys.executable).parent / name)
 

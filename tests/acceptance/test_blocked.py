@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import signal
+from functools import partial
 
 import pytest
 import trio
@@ -10,7 +12,7 @@ import trio
 from durablefuture_trio import WorkflowTerminatedError
 from durablefuture_trio.client import Client, WorkflowDescription
 from tests._support import acceptance_app as app
-from tests._support.installation import Installation, described, listed
+from tests._support.installation import Installation, clean_environment, described, listed, script, until
 
 CONFIG = """
     [supervisor]
@@ -52,7 +54,24 @@ async def test_an_unknown_workflow_is_blocked_until_a_supervisor_has_it(installa
     table = await installation.command("list")
     assert "blocked" in table.stdout
     assert "'order' is not registered" in table.stdout
-    # Waiting for it says so and can be ended; the run is still there afterwards.
+    # Whoever waits is told why, and may stop waiting.
+    log = installation.directory / "waiting.log"
+    with log.open("wb") as output, trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            waiting = await nursery.start(
+                partial(
+                    trio.run_process,
+                    [script("durablefuture"), "result", "order-1"],
+                    cwd=installation.directory,
+                    env=clean_environment(),
+                    stderr=output,
+                    check=False,
+                )
+            )
+            await until(lambda: "workflow 'order-1' is blocked" in log.read_text(), "the reason told to a waiter")
+            waiting.send_signal(signal.SIGINT)
+            assert await waiting.wait() == 130
+    assert "'order' is not registered here. Registered are: count." in log.read_text()
     assert await process.stop() == 0
 
     configure(installation, "stock", "shop")
