@@ -25,7 +25,7 @@ from durablefuture_trio.engine.attempts import ActivityKey, AttemptCompleted, At
 from durablefuture_trio.engine.requests import AttemptReport, Inbound
 from durablefuture_trio.engine.run_owner import Block, OwnerLimits, RunOwner
 from durablefuture_trio.errors import HistoryError
-from durablefuture_trio.ports.broker import Append, Broker, BrokerError, Delivery
+from durablefuture_trio.ports.broker import Append, AppendOutcome, Broker, BrokerError, Delivery
 from durablefuture_trio.ports.children import ActivityPool, ReplayAnswer, ReplayPool
 from durablefuture_trio.ports.frames import Activated, Blocked, Loaded
 from durablefuture_trio.protocol.committing import CommitLoop, PendingCommit
@@ -56,6 +56,7 @@ CONCURRENT_LOADS = 32
 KNOWN_IDS = 10_000
 LARGE_HINT_BYTES = 64 * 1024
 QUARANTINE_S = 60.0
+LIST_AFTER_S = 0.002
 HASTE_S = 0.2
 """An inbox that is lost sooner than this after it was opened is not opened again at once."""
 
@@ -108,6 +109,8 @@ class Shard:
         self._wake_of: dict[RunOwner, float] = {}
         self._counter = itertools.count()
         self._alarm = trio.Event()
+        self._listings: list[tuple[Append, Callable[[AppendOutcome], None]]] = []
+        self._to_list = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._commits: CommitLoop | None = None
         self._quarantined: set[str] = set()
@@ -139,6 +142,7 @@ class Shard:
             self._commits = CommitLoop(self._broker, self._subjects, self._spawn, self._report)
             self._epoch = epoch
             nursery.start_soon(self._keep_time)
+            nursery.start_soon(self._write_listings)
             nursery.start_soon(self._end_spawning)
             task_status.started()
             while not self._is_abandoned:
@@ -568,7 +572,19 @@ class Shard:
                 return
             self._later(owner, lambda: owner.projected(output.status_key, seq, self._clock.now()))
 
-        self._broker.append_soon(append, answered)
+        self._listings.append((append, answered))
+        self._to_list.set()
+
+    async def _write_listings(self) -> None:
+        """Write listing records a moment later. The server sends what it has for a connection when it has read all that
+        came in one piece: an answer told together with the publish of a record would wait for the record's fsync."""
+        while True:
+            await self._to_list.wait()
+            await trio.sleep(LIST_AFTER_S)
+            self._to_list = trio.Event()
+            listings, self._listings = self._listings, []
+            for append, answered in listings:
+                self._broker.append_soon(append, answered)
 
     def _do_closed(self, owner: RunOwner, output: out.Closed) -> None:
         body = encode_hint(ClosedHint(run_id=output.run_id, n=output.n, event=output.terminal))
