@@ -459,3 +459,17 @@ async def two_that_fail_first(journal: str) -> list[str]:
         nursery.start_soon(one, "first")
         nursery.start_soon(one, "second")
     return sorted(results)
+
+
+@activity
+async def say(words: str) -> None:
+    activity.logger.info("the activity says %s", words)
+    print(f"printed: {words}")
+
+
+@workflow
+async def talking(words: str, seconds: float) -> None:
+    workflow.logger.info("the workflow says %s", words)
+    await say(words)
+    await trio.sleep(seconds)
+    workflow.logger.info("the workflow has said %s", words)

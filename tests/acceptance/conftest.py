@@ -39,6 +39,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
         [[activity_pool]]
         processes = 1
         grace_period = 0.3
+        [[activity_pool]]
+        task_queue = "side"
+        processes = 1
         """
     )
     try:

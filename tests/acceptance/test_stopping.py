@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from durablefuture_trio import ActivityError, WorkflowFailedError
+from durablefuture_trio import ActivityError, WorkflowFailedError, WorkflowTimedOutError
 from durablefuture_trio.history.events import ActivityFailed, ActivityScheduled
 from tests._support import acceptance_app as app
 from tests._support.acceptance_app import noted
@@ -168,6 +168,60 @@ async def test_a_parked_sleep_outlives_its_supervisor_and_finished_steps_are_not
         with trio.fail_after(20):
             assert await client.handle(handle.id, app.step_sleep_step).result() >= 2.0
     assert noted(journal) == ["before", "after"]
+
+
+async def test_a_deadline_that_passes_while_nobody_is_there_is_kept(installation: Installation) -> None:
+    installation.configure(CONFIG.format(drain_timeout=5))
+    process = await installation.start()
+    async with installation.client() as client:
+        handle = await client.start(app.waiting_for_ever, execution_timeout=1.5)
+        await listed(client, handle.id, lambda entry: entry.status == "running")
+    assert await process.stop() == 0
+    await trio.sleep(1.5)
+    await installation.start()
+    async with installation.client() as client:
+        with trio.fail_after(10), pytest.raises(WorkflowTimedOutError):
+            await client.handle(handle.id).result()
+
+
+async def test_what_workflows_and_activities_log_is_in_the_log_once_whatever_is_replayed(
+    installation: Installation,
+) -> None:
+    installation.configure(CONFIG.format(drain_timeout=5))
+    process = await installation.start()
+    async with installation.client() as client:
+        handle = await client.start(app.talking, "aloha", 1.5, id="talker")
+        await process.logged("the activity says aloha")
+        await listed(client, handle.id, lambda entry: entry.status == "running")
+    assert await process.stop() == 0
+    await installation.start()
+    async with installation.client() as client:
+        await client.handle("talker").result()
+    await installation.running.logged("the workflow has said aloha")
+    log = installation.log.read_text()
+    assert log.count("the workflow says aloha") == 1
+    assert log.count("the workflow has said aloha") == 1
+    assert log.count("printed: aloha") == 1
+    for words in ("the activity says aloha", "the workflow says aloha"):
+        (line,) = [line for line in log.splitlines() if words in line]
+        assert handle.run_id is not None
+        assert handle.run_id in line, "a line says which run it belongs to"
+
+
+@pytest.mark.parametrize("delay", [0.3, 0.45, 0.6])
+async def test_a_supervisor_that_is_stopped_while_it_starts_leaves_nothing_behind(
+    installation: Installation, delay: float
+) -> None:
+    installation.configure(CONFIG.format(drain_timeout=5))
+    process = installation.supervisor()
+    # Before the log begins the interpreter is still importing, and a signal simply ends it.
+    await process.logged("nats-server listens")
+    children = descendants(process.pid)
+    await trio.sleep(delay - 0.3)
+    children += descendants(process.pid)
+    assert await process.stop() == 0
+    await until(lambda: not any(is_alive(child) for child in children), "the end of every child")
+    assert "Traceback" not in process.log
 
 
 async def test_views_and_results_outlive_every_process(installation: Installation) -> None:

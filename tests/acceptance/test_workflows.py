@@ -12,7 +12,7 @@ import pytest
 
 from durablefuture_trio import ActivityError, ApplicationError, WorkflowFailedError, WorkflowTimedOutError
 from durablefuture_trio.client import Client
-from durablefuture_trio.history.events import ActivityFailed, ActivityScheduled
+from durablefuture_trio.history.events import ActivityFailed, ActivityScheduled, ActivityStarted
 from tests._support import acceptance_app as app
 from tests._support.acceptance_app import noted
 from tests._support.installation import Installation, described, is_alive, until, until_noted
@@ -41,6 +41,17 @@ async def test_the_command_line_runs_a_workflow_by_name_and_shows_its_history(sh
 
 async def test_a_plain_function_runs_in_a_thread(client: Client) -> None:
     assert await client.run(app.greeting_in_thread, "Bob") == "hello Bob from True"
+
+
+async def test_an_activity_runs_in_the_pool_of_its_task_queue(client: Client) -> None:
+    handle = await client.start(app.on_queue, "side")
+    other = await client.start(app.on_queue, "default")
+    workers = []
+    for started in (handle, other):
+        assert await started.result() == "hello queue"
+        events = [item.event for item in await started.history()]
+        workers += [event.worker for event in events if isinstance(event, ActivityStarted)]
+    assert len(set(workers)) == 2
 
 
 async def test_a_class_is_a_workflow_too(client: Client) -> None:
