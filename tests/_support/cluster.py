@@ -304,7 +304,5 @@ async def open_cluster(
     async with open_trio_scheduler() as scheduler, trio.open_nursery() as nursery:
         server = MemoryServer(scheduler, rng=Random(rng.random()), faults=faults)
         world = World(Random(rng.random()))
-        yield Cluster(
-            server, scheduler, nursery, definitions, world, shards=shards, cached_workflows=cached_workflows
-        )
+        yield Cluster(server, scheduler, nursery, definitions, world, shards=shards, cached_workflows=cached_workflows)
         nursery.cancel_scope.cancel()
