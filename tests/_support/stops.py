@@ -15,6 +15,7 @@ it or lets it go on (SIGCONT). Each stop is reached once in the life of a proces
 | activated | after the sandbox has answered, before the owner knows | kind of the answer |
 | dispatch | before an attempt is given to the activity processes | activity |
 | outcome | after an attempt has ended, before the owner knows | kind of the outcome |
+| provision | before streams are created or checked | name of the first stream |
 """
 
 from __future__ import annotations
@@ -34,10 +35,21 @@ import msgspec
 from durablefuture_trio.app import Wiring
 from durablefuture_trio.engine.attempts import ActivityKey, AttemptOutcome, RunActivity
 from durablefuture_trio.history.events import Stimulus
-from durablefuture_trio.ports.broker import NO_HEADERS, Append, AppendOutcome, Broker, Delivery, Headers, Reader
+from durablefuture_trio.ports.broker import (
+    NO_HEADERS,
+    Append,
+    AppendOutcome,
+    Broker,
+    Delivery,
+    Headers,
+    Reader,
+    StreamSpec,
+)
 from durablefuture_trio.ports.children import ActivityPool, ReplayAnswer, ReplayPool
 
-Kind: TypeAlias = Literal["append", "appended", "ack", "tell", "activate", "activated", "dispatch", "outcome"]
+Kind: TypeAlias = Literal[
+    "append", "appended", "ack", "tell", "activate", "activated", "dispatch", "outcome", "provision"
+]
 
 
 class Stop(msgspec.Struct, frozen=True):
@@ -117,6 +129,10 @@ class StoppingBroker:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._broker, name)
+
+    async def provision(self, streams: Sequence[StreamSpec]) -> None:
+        self._stops.at("provision", streams[0].name)
+        await self._broker.provision(streams)
 
     def append_soon(self, append: Append, on_outcome: Callable[[AppendOutcome], None]) -> None:
         def answered(outcome: AppendOutcome) -> None:

@@ -83,7 +83,7 @@ class SupervisorProcess:
     async def start(self, *stops: str) -> None:
         """Start it and wait until it is ready, or stopped at one of `stops`."""
         self.spawn(*stops)
-        await self.until_ready()
+        await self._until(lambda: "supervisor is ready" in self.log or bool(read_reports(self.reports)))
 
     def spawn(self, *stops: str) -> None:
         """Start it. Forks in this thread: its parent-death signal is tied to it."""
@@ -107,11 +107,15 @@ class SupervisorProcess:
             )
 
     async def until_ready(self) -> None:
-        def is_ready() -> bool:
-            assert self.is_running, f"the supervisor has ended:\n{self.log}"
-            return "supervisor is ready" in self.log or bool(read_reports(self.reports))
+        """Wait until it is ready."""
+        await self._until(lambda: "supervisor is ready" in self.log)
 
-        await eventually(is_ready, "the supervisor is ready")
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        def holds() -> bool:
+            assert self.is_running, f"the supervisor has ended with code {self.returncode}:\n{self.log}"
+            return condition()
+
+        await eventually(holds, "the supervisor is ready")
 
     async def reached(self, stop: str) -> Reached:
         """Wait until it has stopped itself there."""

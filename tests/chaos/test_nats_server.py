@@ -52,6 +52,20 @@ async def test_the_embedded_server_killed_at_a_commit(chaos: Chaos, stop: str) -
     assert took < 6.0, f"three seconds, and as much again for a busy machine, not {took:.1f}"
 
 
+@pytest.mark.parametrize("stop", ["provision:*_L:1", "append:df.chaos.n:1", "provision:*_H0:1"])
+async def test_the_embedded_server_killed_while_the_supervisor_starts(chaos: Chaos, stop: str) -> None:
+    supervisor = chaos.supervisor()
+    await supervisor.start(stop)
+    await supervisor.reached(stop)
+    await kill_server(supervisor)
+    supervisor.resume()
+    await supervisor.until_ready()
+    async with chaos.connect(supervisor) as connection:
+        with trio.fail_after(10):
+            assert await connection.client.run(chain, 5, STEPS, 0.0, id="chain-1") == chain_result(5, STEPS)
+        await chaos.check(connection, "chain-1")
+
+
 async def test_killed_after_it_stored_a_commit_and_before_anybody_knew(chaos: Chaos) -> None:
     async with (
         nats_server() as server,
