@@ -117,6 +117,7 @@ def _serve_runs(hello: Hello, first: list[SandboxDown], batches: Iterator[list[S
     blocked = "pytest" not in sys.modules
     if blocked:
         sys.modules["pytest"] = None  # type: ignore[assignment] # the documented way to make an import fail
+    from durablefuture_trio.ports.child_process import limit_address_space
     from durablefuture_trio.sandbox import _guards, _logs, _process
     from durablefuture_trio.sandbox._host import DEFAULT_CACHED_WORKFLOWS, ReplayHost
 
@@ -151,7 +152,7 @@ def _serve_runs(hello: Hello, first: list[SandboxDown], batches: Iterator[list[S
     collector = _Collector()
     memory_limit_mb = _setting(hello, "memory_limit_mb")
     if memory_limit_mb is not None:
-        _process.limit_address_space(memory_limit_mb)
+        limit_address_space(memory_limit_mb)
     answers.add(
         Ready(
             version=FRAME_VERSION,
@@ -191,7 +192,7 @@ def _loop(
 
 def main() -> None:
     """Serve the socket whose file descriptor is the only argument."""
-    from durablefuture_trio.sandbox._process import end_with_parent
+    from durablefuture_trio.ports.child_process import end_with_parent
 
     end_with_parent()
     with socket.socket(fileno=int(sys.argv[1])) as sock:
