@@ -66,10 +66,11 @@ class Killer:
                 name = self._chance.choices(names, weights)[0]
                 self._note(name, await self._methods[name][1]())
                 self.deeds[name] += 1
-                await self.mend()
-        await self.mend()
+                # Half of the time what comes next may meet a supervisor that is just starting.
+                await self._mend(wait=self._chance.random() < 0.5)
+        await self._mend(wait=True)
 
-    async def mend(self) -> None:
+    async def _mend(self, *, wait: bool) -> None:
         """Start again what does not run."""
         if self._server is not None and not self._server.is_running:
             await self._server.start()
@@ -77,7 +78,9 @@ class Killer:
             if not supervisor.is_running:
                 self._note("start", f"{supervisor.config.parent.name}, exit code {supervisor.returncode}")
                 self.exit_codes[supervisor.returncode] += 1
-                await supervisor.start()
+                supervisor.spawn()
+            if wait:
+                await supervisor.until_ready()
 
     def _note(self, what: str, to: str) -> None:
         self.diary.append(f"{time.monotonic() - self._began_at:7.2f} {what}: {to}")
