@@ -347,6 +347,11 @@ class RunOwner:
     # --- what the shell asks -----------------------------------------------------------------------------------------
 
     @property
+    def is_busy(self) -> bool:
+        """Something that was delivered is not consumed and committed yet."""
+        return self._is_busy()
+
+    @property
     def is_quiet(self) -> bool:
         """No attempt runs here, and nothing is being activated or committed."""
         return not (self.live or self._draft or self._flight or self._awaits is not Waiting.NOBODY)
@@ -629,14 +634,17 @@ class RunOwner:
         if self._draft is not None:
             return False
         if not self._is_confirmed:
-            self._awaits = Waiting.CONFIRMATION
-            self._out(out.Confirm(self._tip_n))
+            self._ask_leader()
             return False
         self._inputs.popleft()
         if isinstance(item, Inbound):
             self._mark = max(self._mark, item.seq)
             self._anchors.consume(item.seq)
         return True
+
+    def _ask_leader(self) -> None:
+        self._awaits = Waiting.CONFIRMATION
+        self._out(out.Confirm(self._tip_n))
 
     def _sandbox_ready(self, state: RunState, now: float) -> bool:
         """Whether a stimulus can be activated at once, or is not to be, as the run is blocked.
@@ -849,6 +857,10 @@ class RunOwner:
         settling, state = self._settling, self.state
         if self._is_busy():
             settling.busy(earliest(self._slow_start_wake(), self._load_retry_at))
+        elif self._anchors and not self._is_confirmed and self.blocked is None:
+            # To let go of the last message on a replica's word could leave nobody to wake the run.
+            self._ask_leader()
+            settling.busy(None)
         elif state is None:
             settling.without_run()
         elif state.terminal is not None:

@@ -84,6 +84,10 @@ class Subjects:
         """Subject of the shard's lease."""
         return f"df.{self.namespace}.l.{shard}"
 
+    def caution(self, shard: int) -> str:
+        """Subject of what the shard's owners leave to those who come after them."""
+        return f"df.{self.namespace}.c.{shard}"
+
     def member(self, name: str) -> str:
         """Subject of a member's heartbeat."""
         return f"df.{self.namespace}.m.{token(name)}"
@@ -124,7 +128,7 @@ def lease_stream_spec(namespace: str, replicas: int = 1) -> StreamSpec:
     """The stream that must exist before the namespace record can be written."""
     return StreamSpec(
         name=lease_stream(namespace),
-        subjects=tuple(f"df.{namespace}.{kind}" for kind in ("n", "l.*", "m.*", "b.>")),
+        subjects=tuple(f"df.{namespace}.{kind}" for kind in ("n", "l.*", "m.*", "c.*", "b.>")),
         last_per_subject=True,
         replicas=replicas,
     )

@@ -45,6 +45,7 @@ from durablefuture_trio.protocol.loading import HistoryReader, load_state
 from durablefuture_trio.protocol.projection import Projection, project
 from durablefuture_trio.protocol.schedules import Schedules
 from durablefuture_trio.protocol.subjects import Subjects
+from durablefuture_trio.supervisor._caution import Caution
 from durablefuture_trio.supervisor._clock import ServerClock
 
 logger = logging.getLogger("durablefuture_trio.shard")
@@ -56,6 +57,11 @@ CONCURRENT_LOADS = 32
 KNOWN_IDS = 10_000
 LARGE_HINT_BYTES = 64 * 1024
 QUARANTINE_S = 60.0
+"""A run that the engine itself breaks on is left alone for so long."""
+
+CAUTIOUS_S = 2.0
+"""A run that is loaded alone has so long to bring its owner down."""
+
 LIST_AFTER_S = 0.002
 HASTE_S = 0.2
 """An inbox that is lost sooner than this after it was opened is not opened again at once."""
@@ -114,6 +120,8 @@ class Shard:
         self._nursery: trio.Nursery | None = None
         self._commits: CommitLoop | None = None
         self._quarantined: set[str] = set()
+        self._caution = Caution(broker, subjects, number)
+        self._in_turn: deque[Inbound] | None = None
         self._handlers: dict[type, Callable[[RunOwner, Any], None]] = {
             out.Load: self._do_load,
             out.Confirm: self._do_confirm,
@@ -239,6 +247,9 @@ class Shard:
     async def _read_inbox(self, epoch: int) -> None:
         async with self._open_inbox(epoch) as box:
             await self._schedules.recover()
+            self._in_turn = None
+            await self._caution.enter(self._clock.now())
+            self._leave_suspects_alone()
             self._inbox = box
             self._past_barrier = box.barrier == 0
             early: list[Inbound] = []
@@ -248,7 +259,9 @@ class Shard:
                 for delivery in await box.receive():
                     message = self._decode(delivery)
                     if self._past_barrier:
-                        if message is not None:
+                        if message is not None and self._in_turn is not None:
+                            self._in_turn.append(message)
+                        elif message is not None:
                             self._deliver(message)
                         continue
                     if message is not None:
@@ -268,8 +281,13 @@ class Shard:
         held, self._held = self._held, []
         for notify in held:
             notify()
-        for message in early:
-            self._deliver(message)
+        if self._caution.is_advised(message.envelope.workflow_id for message in early):
+            early.sort(key=lambda message: self._caution.is_suspect(message.envelope.workflow_id))
+            self._in_turn = deque(early)
+            self._spawn(self._deliver_in_turn, self._in_turn)
+        else:
+            for message in early:
+                self._deliver(message)
         self._pump()
         self._alarm.set()
         self.usable.set()
@@ -299,6 +317,47 @@ class Shard:
                 box.ack(delivery)
 
         self._broker.append_soon(append, stored)
+
+    async def _deliver_in_turn(self, queue: deque[Inbound]) -> None:
+        """One run after the other, each named before it is loaded: owners before this one may have died of it."""
+        try:
+            while queue is self._in_turn and queue:
+                workflow_id = queue[0].envelope.workflow_id
+                if workflow_id not in self._quarantined:
+                    logger.info("shard %d: workflow %r is loaded alone", self.number, workflow_id)
+                    await self._caution.loading(workflow_id)
+                    if queue is not self._in_turn:
+                        return
+                messages = [item for item in queue if item.envelope.workflow_id == workflow_id]
+                rest = [item for item in queue if item.envelope.workflow_id != workflow_id]
+                queue.clear()
+                queue.extend(rest)
+                for message in messages:
+                    self._deliver(message)
+                self._pump()
+                with trio.move_on_after(CAUTIOUS_S):
+                    while (owner := self._owners.get(workflow_id)) is not None and owner.is_busy:  # noqa: ASYNC110
+                        await trio.sleep(0.01)  # whatever it waits for tells the owner, not us
+                if workflow_id not in self._quarantined:
+                    self._caution.survived(workflow_id)
+                if not queue:
+                    await self._caution.relax()
+        except BrokerError as error:
+            logger.info("shard %d: %r while runs are loaded one by one; from the start again", self.number, error)
+            self._reading.cancel()
+            return
+        if queue is self._in_turn:
+            self._in_turn = None
+
+    def _leave_suspects_alone(self) -> None:
+        for suspect in self._caution.suspects(self._clock.now()):
+            if suspect.workflow_id not in self._quarantined:
+                wait = suspect.until - self._clock.now()
+                words = f"set aside for {wait:.0f} s: {suspect.deaths} supervisors died while they loaded it"
+                logger.error("workflow %r is %s", suspect.workflow_id, words)
+                self._quarantined.add(suspect.workflow_id)
+                self._spawn(self._project_damage, suspect.workflow_id, words)
+                self._spawn(self._end_quarantine, suspect.workflow_id, wait)
 
     def _deliver(self, message: Inbound) -> None:
         workflow_id = message.envelope.workflow_id
@@ -349,11 +408,11 @@ class Shard:
             self._replay.evict(owner.state.run_id)
         words = f"set aside for {QUARANTINE_S:.0f} s after an error of the engine: {error!r}"
         self._spawn(self._project_damage, workflow_id, words)
-        self._spawn(self._end_quarantine, workflow_id)
+        self._spawn(self._end_quarantine, workflow_id, QUARANTINE_S)
 
-    async def _end_quarantine(self, workflow_id: str) -> None:
+    async def _end_quarantine(self, workflow_id: str, wait_s: float) -> None:
         """Have everything delivered again, under a new epoch: only that brings back what was left unacknowledged."""
-        await trio.sleep(QUARANTINE_S)
+        await trio.sleep(wait_s)
         self._quarantined.discard(workflow_id)
         self._reading.cancel()
 

@@ -9,12 +9,15 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from durablefuture_trio.engine.requests import Inbound
+from durablefuture_trio import codec
+from durablefuture_trio.engine.requests import Inbound, StartRequest
 from durablefuture_trio.engine.run_owner import RunOwner
 from durablefuture_trio.memory_broker import AppendFate
 from durablefuture_trio.ports.broker import Append, Delivery
 from durablefuture_trio.protocol.envelope import inbound
+from durablefuture_trio.supervisor._caution import Caution, Suspect
 from durablefuture_trio.supervisor._shard import Shard
+from tests._support.cluster import Supervisor
 from tests._support.holes import SUBJECTS, Stage, one_step, stage
 
 
@@ -120,3 +123,84 @@ async def test_h15_without_a_boundary_a_defect_of_one_run_brings_the_supervisor_
     with pytest.raises(ExceptionGroup) as caught:
         await life()
     assert caught.group_contains(ZeroDivisionError)
+
+
+# --- what brings the whole supervisor down ---------------------------------------------------------------------------
+
+
+class DeadlyOwner(RunOwner):
+    """One workflow id kills the process of whoever is about to load it."""
+
+    kill: ClassVar[Callable[[], None]]
+
+    def delivered(self, message: Inbound, now: float) -> None:
+        if self.workflow_id == "poison":
+            type(self).kill()
+            return
+        super().delivered(message, now)
+
+
+class RecklessShard(Shard):
+    """Loads everything at once, whoever died before."""
+
+    async def _read_inbox(self, epoch: int) -> None:
+        self._caution = Reckless(self._broker, self._subjects, self.number)
+        await super()._read_inbox(epoch)
+
+
+class Reckless(Caution):
+    def suspects(self, now: float) -> list[Suspect]:
+        return []
+
+    def is_advised(self, workflow_ids: object) -> bool:
+        return False
+
+
+async def whoever_loads_it_dies(shard: type[Shard], monkeypatch: pytest.MonkeyPatch) -> tuple[bool, int]:
+    """Supervisors are started again whenever one dies. Returns whether a run beside the deadly one completed within two
+    minutes, and how many lives that took."""
+    async with stage(owner=DeadlyOwner, shard=shard) as scene:
+        deaths = 0
+
+        def kill() -> None:
+            nonlocal deaths
+            deaths += 1
+            supervisor = scene.cluster.supervisors["A"]
+            supervisor.broker.kill()
+            supervisor.scope.cancel()
+
+        monkeypatch.setattr(DeadlyOwner, "kill", kill, raising=False)
+
+        async def keep_alive() -> None:
+            while True:
+                supervisor = scene.cluster.supervisors["A"] = Supervisor(scene.cluster, "A", None, 0.0)
+                await supervisor.run()
+                await trio.sleep(1)
+
+        done = False
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_alive)
+            await trio.sleep(1)
+            request = StartRequest(workflow_id="poison", workflow="one_step", arguments=codec.encode_arguments(()))
+            await scene.put(request)
+            with trio.move_on_after(120):
+                await trio.sleep(3)
+                done = await scene.client.run(one_step, id="other") == "done"
+            nursery.cancel_scope.cancel()
+        return done, deaths
+
+
+async def test_h15_a_run_that_kills_whoever_loads_it_costs_a_few_lives_and_not_the_shard(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, deaths = await whoever_loads_it_dies(Shard, monkeypatch)
+    assert done
+    assert deaths <= 5
+
+
+async def test_h15_loading_it_again_and_again_kills_every_supervisor(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, deaths = await whoever_loads_it_dies(RecklessShard, monkeypatch)
+    assert deaths > 20
+    assert not done

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 from trio.testing import MockClock
 
+from durablefuture_trio.engine import outputs as out
 from durablefuture_trio.engine.run_owner import RunOwner
 from durablefuture_trio.errors import WorkflowNotFoundError
 from durablefuture_trio.history.state import RunState
 from durablefuture_trio.memory_broker import ReadFate
 from durablefuture_trio.protocol.loading import HistoryReader, NumberedCommit, load_state, numbered
 from tests._support.holes import SUBJECTS, Stage, result_within, retries_hourly, sleeps, stage
+from tests._support.owner import Driver, schedule
 
 
 class OwnerThatTrustsReplicas(RunOwner):
@@ -125,3 +128,43 @@ async def recorded(scene: Stage) -> None:
     await scene.report_success("w", handle.run_id)
     await trio.sleep(1)
     assert (await handle.history())[-1].n == 3
+
+
+def loaded_from_a_replica_after_a_lost_commit(owner: type[RunOwner], *, knows_nothing: bool) -> Driver:
+    """The owner of a run with a short timer loses a commit to a rival and reads the history again, from a replica that
+    is behind: it knows nothing of the run yet, or does not know of the rival's commit."""
+    driver = Driver(owner_type=owner).running(wake_at=1000.5)
+    stale = None if knows_nothing else driver.history.state()
+    if stale is not None:
+        stale.wake_at = None
+    rival = driver.heir()
+    rival.start(seq=1)
+    rival.later(0.5)
+    rival.replayed(wake_at=1000.5)
+    rival.activated(schedule(1))
+    assert rival.dispatched == [(1, 1)]
+    driver.held.update({out.Publish, out.Load, out.Confirm})
+    driver.later(0.5)
+    driver.activated(schedule(1))
+    driver.answer(out.Publish)
+    driver.pop(out.Load)
+    driver.owner.loaded(stale, driver.now)
+    driver.answer()
+    return driver
+
+
+@pytest.mark.parametrize("knows_nothing", [True, False])
+def test_h16_the_last_message_is_not_let_go_on_the_word_of_a_replica(knows_nothing: bool) -> None:
+    driver = loaded_from_a_replica_after_a_lost_commit(RunOwner, knows_nothing=knows_nothing)
+    assert driver.acked == []
+    driver.answer(out.Confirm, out.Load)
+    assert driver.acked == []
+    assert driver.kinds.count("TimerFired") == 1
+    assert driver.dispatched == [(1, 2)], "what the rival had begun is repeated here"
+
+
+@pytest.mark.parametrize("knows_nothing", [True, False])
+def test_h16_letting_it_go_leaves_nobody_to_wake_the_run(knows_nothing: bool) -> None:
+    driver = loaded_from_a_replica_after_a_lost_commit(OwnerThatTrustsReplicas, knows_nothing=knows_nothing)
+    assert driver.acked == [1]
+    assert driver.armed == {}
