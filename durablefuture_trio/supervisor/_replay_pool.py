@@ -52,6 +52,7 @@ class SandboxReplayPool:
         self._where: dict[str, ReplaySlot] = {}
         self._loading: dict[str, _Load] = {}
         self._suspects: dict[str, int] = {}
+        self._deadlocked: dict[str, None] = {}
         self._exchange = 0
         self._code_hash = ""
         self._workflows: frozenset[str] = frozenset()
@@ -154,6 +155,18 @@ class SandboxReplayPool:
     def run_answered(self, run_id: str) -> None:
         if self._suspects:
             self._suspects.pop(run_id, None)
+        if self._deadlocked:
+            self._deadlocked.pop(run_id, None)
+
+    def run_deadlocked(self, run_id: str) -> None:
+        """Remember that an activation of this run did not end."""
+        while len(self._deadlocked) >= _MAX_SUSPECTS:
+            self._deadlocked.pop(next(iter(self._deadlocked)))
+        self._deadlocked[run_id] = None
+
+    def is_deadlocked(self, run_id: str) -> bool:
+        """Whether an activation of this run did not end, and none has since."""
+        return run_id in self._deadlocked
 
     def slot_died(self, slot: ReplaySlot, questions: deque[Question], verdict_on_first: ReplayAnswer | None) -> None:
         """Give the answers a dead child owed: its verdict to the run it was busy with, Missing to all others."""

@@ -178,11 +178,13 @@ class ReplaySlot:
         """What the run that was being stepped is told; None: nobody is blamed, all are replayed elsewhere."""
         question = _find(questions, busy_with)
         if self._deadlock is not None:
+            limit_s = self._limit_s(question)
+            self._pool.run_deadlocked(question.run_id)
             return Blocked(
                 exchange=question.exchange,
                 run_id=question.run_id,
                 kind="deadlock",
-                message=f"Workflow code did not come to an await for more than {self._limit_s(question):g} s of CPU "
+                message=f"Workflow code did not come to an await for more than {limit_s:g} s of CPU "
                 "(or much longer on the clock), and its process was killed. The stack shows where it was: move long "
                 "computations and blocking calls into activities.",
                 stack=self._deadlock,
@@ -204,7 +206,9 @@ class ReplaySlot:
     # --- the watch ---
 
     def _limit_s(self, question: Question) -> float:
-        return self._settings.replay_timeout if question.is_load else self._settings.activation_timeout
+        # A run that is tried again after a deadlock holds all others of the process up for as long as it is watched.
+        is_patient = question.is_load and not self._pool.is_deadlocked(question.run_id)
+        return self._settings.replay_timeout if is_patient else self._settings.activation_timeout
 
     def look(self, interval_s: float) -> bool:
         """Whether the child is busy with one activation for too long."""

@@ -137,7 +137,7 @@ async def packing(parcel: Parcel) -> Parcel:
 async def double(number: int, journal: str) -> int:
     note(journal, str(number))
     # The later the call, the sooner its result.
-    await trio.sleep((50 - number) * 0.002)
+    await trio.sleep(max(50 - number, 0) * 0.002)
     return 2 * number
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,7 +103,7 @@ class SupervisorProcess:
         self._offset = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [script("durablefuture-supervisor"), *arguments],
+                [*_ends_with_this_process(), script("durablefuture-supervisor"), *arguments],
                 cwd=directory,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -252,6 +253,13 @@ class Installation:
 def script(name: str) -> str:
     """The installed command."""
     return str(Path(sys.executable).parent / name)
+
+
+def _ends_with_this_process() -> list[str]:
+    """What to put before a command so that it does not outlive a test run that is killed. It is replaced by the command
+    and changes nothing else; without it such a run leaves supervisors behind."""
+    setpriv = shutil.which("setpriv")
+    return [] if setpriv is None else [setpriv, "--pdeathsig", "KILL"]
 
 
 # --- processes --------------------------------------------------------------------------------------------------------

@@ -236,3 +236,18 @@ async def test_a_workflow_that_hoards_memory_is_blocked_and_others_go_on(client:
         assert await bystander.result() >= 0.5
         assert await client.run(app.greeting, "Bob") == "hello Bob"
     await handle.terminate("seen")
+
+
+async def test_a_run_that_never_gives_way_holds_others_up_for_its_limit_only_each_time_it_is_tried(
+    shared: Installation, client: Client
+) -> None:
+    handle = await client.start(app.spinning, "Bob")
+    await described(handle, is_blocked)
+    killed = "is killed: an activation does not end"
+    before = shared.running.log.count(killed)
+    # The run is replayed after 1 s and after 2 s more. A replay has a wide limit, which is not for what never ends.
+    with trio.fail_after(15):
+        while shared.running.log.count(killed) < before + 2:
+            assert await client.run(app.greeting, "Bob") == "hello Bob"
+            await trio.sleep(0.05)
+    await handle.terminate("seen")
