@@ -87,6 +87,7 @@ async def lands_after_it_was_given_up(shard: type[Shard]) -> tuple[object, list[
         scene.faults.next_append(AppendFate(lands_after=8, answered=False), "df.test.h.0.*.2")
         scene.faults.next_append(AppendFate(lands_after=4), "df.test.h.0.*.2")
         result = await result_within(handle, 60)
+        await trio.sleep(10)
         return result, await event_names(handle), scene.waiting()
 
 
