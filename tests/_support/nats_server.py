@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -82,8 +83,11 @@ class NatsServer:
         await self.start(**changes)
 
     def pause(self) -> None:
-        """SIGSTOP: alive, and silent."""
+        """SIGSTOP: alive, and silent. Returns when every thread has stopped: on a busy machine one may still answer."""
         os.kill(self.pid, signal.SIGSTOP)
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline and not all(_is_stopped(task) for task in _tasks(self.pid)):
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """SIGCONT."""
@@ -142,3 +146,15 @@ async def nats_server(
             yield server
         finally:
             server.kill_now()
+
+
+def _tasks(pid: int) -> list[Path]:
+    tasks = Path(f"/proc/{pid}/task")
+    return list(tasks.iterdir()) if tasks.is_dir() else []
+
+
+def _is_stopped(task: Path) -> bool:
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0] in "tTZX"
+    except OSError:  # the thread has ended
+        return True
