@@ -6,8 +6,6 @@ carries out what they ask for. Every source notifies synchronously; there is no 
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -21,9 +19,10 @@ import trio
 from durablefuture_trio._ids import new_id
 from durablefuture_trio.codec.payload import MAX_PAYLOAD_BYTES, Failure
 from durablefuture_trio.engine import outputs as out
-from durablefuture_trio.engine.attempts import ActivityKey, AttemptCompleted, AttemptFailed, AttemptOutcome
+from durablefuture_trio.engine.attempts import AttemptCompleted, AttemptFailed, AttemptOutcome
 from durablefuture_trio.engine.requests import AttemptReport, Inbound
 from durablefuture_trio.engine.run_owner import Block, OwnerLimits, RunOwner
+from durablefuture_trio.engine.settling import earliest
 from durablefuture_trio.errors import HistoryError
 from durablefuture_trio.ports.broker import Append, AppendOutcome, Broker, BrokerError, Delivery
 from durablefuture_trio.ports.children import ActivityPool, ReplayAnswer, ReplayPool
@@ -47,6 +46,7 @@ from durablefuture_trio.protocol.schedules import Schedules
 from durablefuture_trio.protocol.subjects import Subjects
 from durablefuture_trio.supervisor._caution import Caution
 from durablefuture_trio.supervisor._clock import ServerClock
+from durablefuture_trio.supervisor._wakes import Wakes
 
 logger = logging.getLogger("durablefuture_trio.shard")
 
@@ -111,9 +111,7 @@ class Shard:
         self._is_active = False
         self._is_abandoned = False
         self.is_quiescing = False
-        self._wakes: list[tuple[float, int, RunOwner]] = []
-        self._wake_of: dict[RunOwner, float] = {}
-        self._counter = itertools.count()
+        self._wakes: Wakes[RunOwner] = Wakes()
         self._alarm = trio.Event()
         self._listings: list[tuple[Append, Callable[[AppendOutcome], None]]] = []
         self._to_list = trio.Event()
@@ -448,7 +446,7 @@ class Shard:
 
     def _drop(self, owner: RunOwner) -> None:
         self._owners.pop(owner.workflow_id, None)
-        self._wake_of.pop(owner, None)
+        self._wakes.put(owner, None)
         self._schedules.forget(owner.workflow_id)
         self._known[owner.workflow_id] = None
         while len(self._known) > KNOWN_IDS:
@@ -601,6 +599,7 @@ class Shard:
         def done(error: BrokerError | None) -> None:
             now = self._clock.now()
             if error is None:
+                self._alarm.set()
                 self._later(owner, lambda: owner.armed_at(output.n, output.due, now))
             else:
                 self._spawn(self._arm_again, owner, output, error)
@@ -666,12 +665,7 @@ class Shard:
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def _do_wake_at(self, owner: RunOwner, output: out.WakeAt) -> None:
-        if output.when is None:
-            self._wake_of.pop(owner, None)
-            return
-        self._wake_of[owner] = output.when
-        heapq.heappush(self._wakes, (output.when, next(self._counter), owner))
-        if self._wakes[0][2] is owner:
+        if self._wakes.put(owner, output.when):
             self._alarm.set()
 
     async def _keep_time(self) -> None:
@@ -682,23 +676,12 @@ class Shard:
             with trio.move_on_after(max(0.0, due - self._clock.now()) if due is not None else 3600.0):
                 await self._alarm.wait()
             now = self._clock.now()
-            while self._wakes and self._wakes[0][0] <= now:
-                when, _, owner = heapq.heappop(self._wakes)
-                if self._wake_of.get(owner) == when:
-                    del self._wake_of[owner]
-                    self._later(owner, partial(owner.wake, now))
+            for owner in self._wakes.take(now):
+                self._later(owner, partial(owner.wake, now))
             if self._is_active:
                 for schedule in self._schedules.republish_overdue(now):
                     logger.warning("timer of workflow %r did not fire; armed again", schedule.workflow_id)
 
     def _next_time(self) -> float | None:
-        while self._wakes and self._wake_of.get(self._wakes[0][2]) != self._wakes[0][0]:
-            heapq.heappop(self._wakes)
-        times = [self._wakes[0][0]] if self._wakes else []
-        if self._is_active and (check := self._schedules.next_check) is not None:
-            times.append(check)
-        return min(times, default=None)
-
-    def running(self, key: ActivityKey) -> bool:
-        """Whether this attempt was dispatched here and has not ended."""
-        return any(key in owner.live for owner in self._owners.values())
+        overdue = self._schedules.next_check if self._is_active else None
+        return earliest(self._wakes.first, overdue)
