@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import trio
 from trio.testing import MockClock
 
 from durablefuture_trio.engine import outputs as out
@@ -34,6 +35,7 @@ async def dies_after_the_dispatch(owner: type[RunOwner]) -> tuple[object, int]:
         await scene.until(5)
         await scene.takeover("A", "B")
         result = await result_within(handle, 1000)
+        await trio.sleep(10)
         return result, scene.waiting()
 
 
