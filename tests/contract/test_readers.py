@@ -330,6 +330,9 @@ async def test_u10_consumers_of_disjoint_subjects_of_a_work_queue_live_side_by_s
 async def test_a_reader_whose_consumer_is_deleted_is_lost(broker_pair: BrokerPair) -> None:
     a, b = broker_pair
     async with a.open_reader("W", "own-1", "w.>", ack_wait=None) as reader:
+        # Its pull has reached the server: a delete that overtakes the first one is noticed as silence only.
+        await publish(b, "w.1", 1)
+        await receive(reader, 1)
         assert await b.delete_consumer("W", "own-1") is True
         assert await lost(reader) == "deleted"
         with pytest.raises(ReaderLost):
