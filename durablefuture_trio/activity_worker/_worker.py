@@ -32,7 +32,7 @@ from durablefuture_trio.ports.frames import (
     WorkerDown,
 )
 
-READ_BYTES = 256 * 1024
+READ_BYTES = 64 * 1024  # a buffer from 128 KiB on is mapped and unmapped for each read: ten times the cost
 _READS_IN_ONE_GO = 16
 LONGEST_CLEANUP_S = 2.0
 """How long the attempts of a worker whose supervisor is gone may clean up."""

@@ -31,7 +31,7 @@ from durablefuture_trio.ports.frames import (
 if TYPE_CHECKING:
     from durablefuture_trio.sandbox._host import ReplayHost
 
-READ_BYTES = 256 * 1024
+READ_BYTES = 64 * 1024  # a buffer from 128 KiB on is mapped and unmapped for each read: ten times the cost
 HELD_BACK_ANSWERS = 64
 """Answers held back at most, so that the owner goes on while a large batch is worked off."""
 

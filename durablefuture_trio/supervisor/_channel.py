@@ -12,7 +12,7 @@ import trio
 
 from durablefuture_trio.ports.frame_codec import FrameReader, encode_frames
 
-READ_BYTES = 256 * 1024
+READ_BYTES = 64 * 1024  # a buffer from 128 KiB on is mapped and unmapped for each read: ten times the cost
 BACKLOG_LIMIT_BYTES = 256 * 1024 * 1024
 """What may wait for a child that does not read. Past it the child is taken for broken."""
 
