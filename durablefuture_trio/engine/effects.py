@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from durablefuture_trio.engine import outputs as out
 from durablefuture_trio.engine.attempts import ActivityKey, RunActivity
 from durablefuture_trio.engine.draft import Draft
-from durablefuture_trio.engine.retry import attempt_deadline
+from durablefuture_trio.engine.retry import call_deadline
 from durablefuture_trio.history.events import Terminal
 from durablefuture_trio.history.state import ActivityState, RunState
 
@@ -20,16 +20,15 @@ def key_of(state: RunState, activity: ActivityState) -> ActivityKey:
 def dispatch(state: RunState, activity: ActivityState) -> out.Dispatch:
     """Run the attempt that has just been scheduled. ``start_to_close`` counts from its start, in the worker."""
     options = activity.options
-    deadline, _ = attempt_deadline(activity, float("inf"))
-    is_limited = deadline != float("inf")
+    deadline = call_deadline(activity)
     attempt = RunActivity(
         key=key_of(state, activity),
         workflow_id=state.workflow_id,
         name=activity.name,
         arguments=activity.arguments,
         start_to_close=options.start_to_close_timeout,
-        deadline=deadline if is_limited else None,
-        timeout="schedule_to_close" if is_limited else None,
+        deadline=deadline,
+        timeout=None if deadline is None else "schedule_to_close",
         heartbeat_timeout=options.heartbeat_timeout,
     )
     return out.Dispatch(attempt, options.task_queue)

@@ -6,7 +6,7 @@ from zlib import crc32
 
 from durablefuture_trio.codec.payload import Failure
 from durablefuture_trio.history.events import FailureReason
-from durablefuture_trio.history.options import DEFAULT_START_TO_CLOSE_S, RetryPolicy
+from durablefuture_trio.history.options import RetryPolicy
 from durablefuture_trio.history.state import ActivityState
 
 MAX_FREE_IN_A_ROW = 3
@@ -40,20 +40,10 @@ def is_retryable(policy: RetryPolicy, failure: Failure) -> bool:
     return failure.type not in names and not any(base in names for base in failure.mro)
 
 
-def attempt_deadline(activity: ActivityState, started_at: float) -> tuple[float, bool]:
-    """When an attempt that begins at `started_at` has to be over, and whether that is the limit of the whole call
-    (``schedule_to_close``) and not of the attempt (``start_to_close``)."""
-    options = activity.options
-    start_to_close = options.start_to_close_timeout
-    if start_to_close is None and options.schedule_to_close_timeout is None:
-        start_to_close = DEFAULT_START_TO_CLOSE_S
-    by_attempt = float("inf") if start_to_close is None else started_at + start_to_close
-    by_call = (
-        float("inf")
-        if options.schedule_to_close_timeout is None
-        else activity.scheduled_at + options.schedule_to_close_timeout
-    )
-    return min(by_attempt, by_call), by_call < by_attempt
+def call_deadline(activity: ActivityState) -> float | None:
+    """When the whole call has to be over (``schedule_to_close``), in Unix seconds; None: it has no such limit."""
+    limit = activity.options.schedule_to_close_timeout
+    return None if limit is None else activity.scheduled_at + limit
 
 
 def is_free(activity: ActivityState, reason: FailureReason) -> bool:
@@ -88,7 +78,7 @@ def retry_at(
         unit = crc32(f"{run_id}/{activity.activity_id}/{activity.attempt}".encode()) / 2**32
         delay = failure.next_retry_delay
         due = at + (backoff_s(policy, failed, unit) if delay is None else max(0.0, delay))
-    limit = activity.options.schedule_to_close_timeout
-    if limit is not None and due >= activity.scheduled_at + limit:
+    deadline = call_deadline(activity)
+    if deadline is not None and due >= deadline:
         return None
     return due

@@ -349,7 +349,14 @@ class RunOwner:
     @property
     def is_busy(self) -> bool:
         """Something that was delivered is not consumed and committed yet."""
-        return self._is_busy()
+        return bool(
+            self._inputs
+            or self._draft is not None
+            or self._flight is not None
+            or self._awaits is not Waiting.NOBODY
+            or self.knowledge in (Knowledge.LOADING, Knowledge.NONE)
+            or self._is_unfinished()
+        )
 
     @property
     def is_quiet(self) -> bool:
@@ -855,7 +862,7 @@ class RunOwner:
 
     def _settle(self, now: float) -> None:
         settling, state = self._settling, self.state
-        if self._is_busy():
+        if self.is_busy:
             settling.busy(earliest(self._slow_start_wake(), self._load_retry_at))
         elif self._anchors and not self._is_confirmed and self.blocked is None:
             # To let go of the last message on a replica's word could leave nobody to wake the run.
@@ -873,16 +880,6 @@ class RunOwner:
             )
         else:
             settling.running(state, now, is_live=bool(self.live), revision=self._revision)
-
-    def _is_busy(self) -> bool:
-        return bool(
-            self._inputs
-            or self._draft is not None
-            or self._flight is not None
-            or self._awaits is not Waiting.NOBODY
-            or self.knowledge in (Knowledge.LOADING, Knowledge.NONE)
-            or self._is_unfinished()
-        )
 
     def _is_unfinished(self) -> bool:
         """Whether a replay has to follow before the run can wait for anything."""

@@ -45,7 +45,6 @@ class ActivityState:
 
     Attributes:
         scheduled_at: when attempt 1 was scheduled; ``schedule_to_close_timeout`` runs from it.
-        attempt_at: when the current attempt was scheduled.
         counted: failed attempts that count against the retry policy.
         free_in_a_row: failed attempts since the last counted one that did not count.
         cancel_requested: workflow code no longer wants the result.
@@ -56,7 +55,6 @@ class ActivityState:
     arguments: Payload
     options: ActivityOptionsRecord
     scheduled_at: float
-    attempt_at: float
     attempt: int = 1
     route: Route = "local"
     phase: ActivityPhase = ActivityPhase.SCHEDULED
@@ -124,13 +122,11 @@ class RunState:
                     arguments=event.arguments,
                     options=event.options,
                     scheduled_at=event.at,
-                    attempt_at=event.at,
                     route=event.route,
                 )
             case ActivityScheduled():
                 activity = self.activities[event.activity_id]
                 activity.attempt = event.attempt
-                activity.attempt_at = event.at
                 activity.route = event.route
                 activity.phase = ActivityPhase.SCHEDULED
                 self.in_backoff.pop(event.activity_id, None)
@@ -208,6 +204,18 @@ def start_state(started: WorkflowStarted, first_n: int) -> RunState:
     return state
 
 
+def begin(n: int, first: Commit) -> RunState:
+    """The state before the first event of the run that commit `n` begins.
+
+    Raises:
+        ValueError: it does not begin with the run's WorkflowStarted.
+    """
+    events = own_events(first)
+    if not events or not isinstance(events[0], WorkflowStarted):
+        raise ValueError(f"commit {n} does not begin a run: its first event is {events[0] if events else None!r}")
+    return start_state(events[0], n)
+
+
 def fold(commits: list[tuple[int, Commit]]) -> RunState:
     """The state of a run from all its numbered commits, in order.
 
@@ -216,11 +224,7 @@ def fold(commits: list[tuple[int, Commit]]) -> RunState:
     """
     if not commits:
         raise ValueError("a run has at least one commit")
-    n, first = commits[0]
-    events = own_events(first)
-    if not events or not isinstance(events[0], WorkflowStarted):
-        raise ValueError(f"commit {n} does not begin a run: its first event is {events[0] if events else None!r}")
-    state = start_state(events[0], n)
+    state = begin(*commits[0])
     for number, commit in commits:
         state.apply_commit(number, commit)
     return state

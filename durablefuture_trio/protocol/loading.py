@@ -13,8 +13,8 @@ import msgspec
 
 from durablefuture_trio.errors import HistoryError
 from durablefuture_trio.history.commit import Commit, closing_events, decode_commit
-from durablefuture_trio.history.events import TERMINAL_EVENTS, Terminal, WorkflowStarted
-from durablefuture_trio.history.state import RunState, start_state
+from durablefuture_trio.history.events import TERMINAL_EVENTS, Terminal
+from durablefuture_trio.history.state import RunState, begin
 from durablefuture_trio.ports.broker import Broker, Incomplete, Stored
 from durablefuture_trio.protocol.subjects import Subjects
 
@@ -146,15 +146,15 @@ class Folder:
         """
         for item in commits:
             if self.state is None:
-                started = next((event for event in item.commit.events if isinstance(event, WorkflowStarted)), None)
-                if started is None:
+                try:
+                    self.state = begin(item.n, item.commit)
+                except ValueError as error:
                     raise HistoryError(
                         f"commit {item.n} of run {item.commit.run_id} does not begin a run: the history is damaged. "
                         "The run waits: restore the stream from a backup.",
                         subject=str(item.n),
                         sequence=0,
-                    )
-                self.state = start_state(started, item.n)
+                    ) from error
             self.state.apply_commit(item.n, item.commit)
         assert self.state is not None
         return self.state

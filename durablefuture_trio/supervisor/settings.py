@@ -83,7 +83,6 @@ Sync: TypeAlias = Annotated[
 Listen: TypeAlias = Annotated[
     str, msgspec.Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):[0-9]{1,5}\Z", description='"host:port"')
 ]
-Switch: TypeAlias = Annotated[bool, msgspec.Meta(description="true or false")]
 LogLevel: TypeAlias = Annotated[
     Literal["debug", "info", "warning", "error"],
     msgspec.Meta(description='"debug", "info", "warning" or "error"'),

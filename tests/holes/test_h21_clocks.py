@@ -183,7 +183,6 @@ def waiting(*, wake_at: float | None, retry_at: float | None, deadline: float | 
             arguments=codec.encode_arguments(()),
             options=ActivityOptionsRecord(retry_policy=RetryPolicy()),
             scheduled_at=0.0,
-            attempt_at=0.0,
             phase=ActivityPhase.BACKOFF,
             retry_at=retry_at,
         )
