@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from zlib import crc32
 
 MAX_ID_BYTES = 512
@@ -15,9 +16,13 @@ MAX_TOKEN_CHARS = 160
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 
 
+random_bytes: Callable[[int], bytes] = os.urandom
+"""Where ids come from; simulations set a seeded source."""
+
+
 def new_id() -> str:
     """A fresh random id: 32 hexadecimal digits."""
-    return os.urandom(16).hex()
+    return random_bytes(16).hex()
 
 
 def token(text: str) -> str:
