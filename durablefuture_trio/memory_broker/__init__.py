@@ -24,6 +24,7 @@ from durablefuture_trio.memory_broker._faults import (
 from durablefuture_trio.memory_broker._link import MemoryLink
 from durablefuture_trio.memory_broker._reader import MemoryReader
 from durablefuture_trio.memory_broker._schedulers import (
+    Process,
     Scheduler,
     TrioScheduler,
     VirtualScheduler,
@@ -41,6 +42,7 @@ __all__ = [
     "MemoryLink",
     "MemoryReader",
     "MemoryServer",
+    "Process",
     "ReadFate",
     "Scheduler",
     "TrioScheduler",

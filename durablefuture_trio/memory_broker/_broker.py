@@ -14,6 +14,7 @@ from durablefuture_trio.memory_broker._consumer import Consumer
 from durablefuture_trio.memory_broker._faults import FaultPlan
 from durablefuture_trio.memory_broker._link import MemoryLink
 from durablefuture_trio.memory_broker._reader import MemoryReader
+from durablefuture_trio.memory_broker._schedulers import Process, ThisProcess
 from durablefuture_trio.memory_broker._subjects import matcher
 from durablefuture_trio.ports.broker import (
     NO_HEADERS,
@@ -63,9 +64,17 @@ class MemoryBroker:
     death of the process that holds this side.
     """
 
-    def __init__(self, server: MemoryServer, name: str, *, faults: FaultPlan | None, answer_timeout: float) -> None:
+    def __init__(
+        self,
+        server: MemoryServer,
+        name: str,
+        *,
+        faults: FaultPlan | None,
+        answer_timeout: float,
+        process: Process | None = None,
+    ) -> None:
         self._server = server
-        self._link = MemoryLink(server, name, faults, answer_timeout)
+        self._link = MemoryLink(server, name, faults, answer_timeout, process or ThisProcess(server.scheduler))
 
     @property
     def limits(self) -> BrokerLimits:
@@ -86,7 +95,7 @@ class MemoryBroker:
         size = message_size(append)
         if size > server.limits.max_payload_bytes:
             error = TooLarge(f"{append.subject}: {size} bytes exceed max_payload {server.limits.max_payload_bytes}")
-            server.scheduler.call_at(server.scheduler.now(), partial(on_outcome, error))
+            link.process.call_at(server.scheduler.now(), partial(on_outcome, error))
             return
         perform = partial(server.append, append, link.name)
         fate = link.faults.append_fate(server.rng, link.name, append, link.answer_timeout)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 import trio
 
 from durablefuture_trio.memory_broker._faults import FaultPlan
-from durablefuture_trio.memory_broker._schedulers import Callback
+from durablefuture_trio.memory_broker._schedulers import Callback, Process
 from durablefuture_trio.ports.broker import BrokerError, NoAnswer
 
 if TYPE_CHECKING:
@@ -54,9 +54,12 @@ class MemoryLink:
     faults a question is performed within the call that asks it, and answered by the scheduler's next call.
     """
 
-    def __init__(self, server: MemoryServer, name: str, faults: FaultPlan | None, answer_timeout: float) -> None:
+    def __init__(
+        self, server: MemoryServer, name: str, faults: FaultPlan | None, answer_timeout: float, process: Process
+    ) -> None:
         self.name = name
         self.answer_timeout = answer_timeout
+        self.process = process
         self._server = server
         self._scheduler = server.scheduler
         self._own_faults = faults
@@ -148,7 +151,7 @@ class MemoryLink:
         self._waiting_as_sent(server_lives=server_lives)
         now = self._scheduler.now()
         for exchange in self._waiting:
-            self._scheduler.call_at(now, partial(self._answer, exchange, NoAnswer("the link went down")))
+            self.process.call_at(now, partial(self._answer, exchange, NoAnswer("the link went down")))
         for reader in list(self._readers):
             reader.link_lost()
         self._turn(up=False)
@@ -161,7 +164,7 @@ class MemoryLink:
     def _turn(self, *, up: bool) -> None:
         self._up = up
         self._generation += 1
-        self._change.unpark_all()
+        self.process.enter(self._change.unpark_all)
 
     def _waiting_as_sent(self, *, server_lives: bool) -> None:
         """Decide what becomes of the questions that have not reached the server."""
@@ -199,12 +202,13 @@ class MemoryLink:
         """
         now = self._scheduler.now()
         exchange = Exchange(perform, on_outcome, now + self.answer_timeout)
+        self.process.sends()
         if self._dead:
             return exchange
         self._waiting[exchange] = None
         if not self._up:
             exchange.in_flight = False
-            self._scheduler.call_at(now, partial(self._answer, exchange, NoAnswer("the link is down")))
+            self.process.call_at(now, partial(self._answer, exchange, NoAnswer("the link is down")))
             self._land_after_loss(perform)
             return exchange
         if lands_after is None or not answered or lands_after + answer_after >= self.answer_timeout:
@@ -230,6 +234,7 @@ class MemoryLink:
     def post(self, perform: Callable[[], object], *, lands_after: float | None = 0.0) -> None:
         """Have the server do something and expect no answer. With `lands_after` it is on its way for so many extra
         seconds, whatever becomes of the link."""
+        self.process.sends()
         if self._dead or lands_after is None:
             return
         if not self._up:
@@ -268,9 +273,9 @@ class MemoryLink:
         else:
             self._answers_arrive = at
         if at <= now:
-            call()
+            self.process.enter(call)
         else:
-            self._scheduler.call_at(at, partial(self._if_same, self._generation, call))
+            self.process.call_at(at, partial(self._if_same, self._generation, call))
 
     def attach(self, reader: Attached) -> None:
         """Tell this reader when the link breaks."""
@@ -310,10 +315,10 @@ class MemoryLink:
                 self._answers_arrive = at
             if at > exchange.deadline:
                 self._expire(exchange)
-            self._scheduler.call_at(at, partial(self._answer, exchange, outcome))
+            self.process.call_at(at, partial(self._answer, exchange, outcome))
 
     def _expire(self, exchange: AnyExchange) -> None:
-        self._scheduler.call_at(
+        self.process.call_at(
             exchange.deadline, partial(self._answer, exchange, NoAnswer("no answer before the deadline"))
         )
 

@@ -112,8 +112,8 @@ class MemoryReader:
         fate = self._link.faults.delivery_fate(self._server.rng, delivery.subject)
         if fate is not None and fate.arrives_after is None:
             if self._contiguous:
-                scheduler = self._server.scheduler
-                scheduler.call_at(scheduler.now() + HEARTBEAT_S, partial(self._heartbeat, consumer_seq))
+                due = self._server.scheduler.now() + HEARTBEAT_S
+                self._link.process.call_at(due, partial(self._heartbeat, consumer_seq))
             return
         self._link.receive(
             partial(self._arrived, delivery, consumer_seq), after=fate.arrives_after or 0.0 if fate is not None else 0.0
@@ -131,10 +131,13 @@ class MemoryReader:
             self._server.later(self._server.scheduler.now() + self._server.rng.uniform(low, high), remove)
         else:
             remove()
-        self._lose("link")
+        self._link.process.enter(partial(self._lose, "link"))
 
     def went_silent(self) -> None:
         """`Attached.went_silent`."""
+        self._link.process.enter(self._give_up)
+
+    def _give_up(self) -> None:
         self._lose("silent")
         self._detach()
 

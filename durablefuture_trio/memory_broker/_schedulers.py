@@ -31,6 +31,35 @@ class Scheduler(Protocol):
         ...
 
 
+class Process(Protocol):
+    """The process that holds a link, as far as a simulation that stops and kills processes has to know."""
+
+    def call_at(self, when: float, callback: Callback) -> None:
+        """`Scheduler.call_at`, made inside the process: later while it is stopped, never once it is dead."""
+        ...
+
+    def enter(self, callback: Callback) -> None:
+        """Make this call inside the process as soon as it runs."""
+        ...
+
+    def sends(self) -> None:
+        """The process is about to send something; a simulation may kill it at this very moment."""
+        ...
+
+
+class ThisProcess:
+    """The process everything runs in: it is never stopped, and ends with its server."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.call_at = scheduler.call_at
+
+    def enter(self, callback: Callback) -> None:
+        callback()
+
+    def sends(self) -> None:
+        pass
+
+
 class VirtualScheduler:
     """A scheduler whose time moves only when it is told to.
 

@@ -15,7 +15,7 @@ from durablefuture_trio.memory_broker._broker import MemoryBroker, Subscription
 from durablefuture_trio.memory_broker._consumer import Consumer, Pull, parse_ack_address
 from durablefuture_trio.memory_broker._faults import FaultPlan
 from durablefuture_trio.memory_broker._hosted import HostedStream
-from durablefuture_trio.memory_broker._schedulers import Callback, Scheduler
+from durablefuture_trio.memory_broker._schedulers import Callback, Process, Scheduler
 from durablefuture_trio.memory_broker._stream import REMEMBERED_REMOVALS, Stream
 from durablefuture_trio.memory_broker._subjects import is_literal, overlap
 from durablefuture_trio.ports.broker import (
@@ -100,15 +100,23 @@ class MemoryServer:
         """Whether it is stopped in its tracks: sockets stay open, nothing is answered."""
         return self._backlog is not None
 
-    def connect(self, name: str, *, faults: FaultPlan | None = None, answer_timeout: float = 5.0) -> MemoryBroker:
+    def connect(
+        self,
+        name: str,
+        *,
+        faults: FaultPlan | None = None,
+        answer_timeout: float = 5.0,
+        process: Process | None = None,
+    ) -> MemoryBroker:
         """A link of its own, as one process has it.
 
         Args:
             name: for traces.
             faults: the link's own plan; default: the server's.
             answer_timeout: seconds until silence becomes `NoAnswer`.
+            process: where what comes back is heard; default: right here.
         """
-        return MemoryBroker(self, name, faults=faults, answer_timeout=answer_timeout)
+        return MemoryBroker(self, name, faults=faults, answer_timeout=answer_timeout, process=process)
 
     def pause(self) -> None:
         """Stop answering (SIGSTOP, a stalled disk). Links stay up; readers notice the missing heartbeats."""
