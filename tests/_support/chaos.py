@@ -26,6 +26,7 @@ from tests._support.supervisor_process import (
     SupervisorProcess,
     command_line,
     eventually,
+    kill_marked,
     marked_processes,
     send,
 )
@@ -163,10 +164,7 @@ class Chaos:
 
     def kill_everything(self) -> None:
         """SIGKILL to every process at once: all are stopped first, so none acts on the death of another."""
-        pids = self.processes
-        for number in (signal.SIGSTOP, signal.SIGKILL):
-            for pid in pids:
-                send(pid, number)
+        kill_marked(self.marker)
 
     async def close(self) -> None:
         """End what runs. Children and servers have to go by themselves when their supervisor is gone.

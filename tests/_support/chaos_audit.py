@@ -19,6 +19,7 @@ from durablefuture_trio.history.events import (
 )
 from durablefuture_trio.ports.broker import Broker, BrokerError
 from durablefuture_trio.protocol.subjects import Subjects
+from simulator.storm.remains import remains
 from tests._support.witnesses import Witness
 
 logger = logging.getLogger("tests.chaos")
@@ -85,26 +86,6 @@ def check_histories(histories: Mapping[str, Sequence[HistoryEvent]], witnesses: 
 async def histories_of(client: Client, workflow_ids: Iterable[str]) -> dict[str, list[HistoryEvent]]:
     """The histories of these workflows."""
     return {workflow_id: await client.handle(workflow_id).history() for workflow_id in workflow_ids}
-
-
-async def remains(broker: Broker, subjects: Subjects) -> list[str]:
-    """What a namespace in which every run has closed still has stored or waiting; empty: nothing."""
-    found: list[str] = []
-    for stream in (*(subjects.inbox_stream(shard) for shard in range(subjects.shards)), subjects.tasks_stream):
-        state = await broker.stream_state(stream)
-        assert state is not None
-        if state.messages:
-            stored = [item async for item in broker.scan(stream, ">")]
-            found.append(f"{stream}: {state.messages} messages: {[(item.seq, item.subject) for item in stored][:20]}")
-        waiting = (item for item in await broker.consumers(stream) if item.ack_pending or item.pending)
-        found.extend(f"{stream}: {consumer}" for consumer in waiting)
-    for shard in range(subjects.shards):
-        armed = broker.scan(subjects.inbox_stream(shard), subjects.schedule_filter(shard))
-        found.extend([f"schedule armed: {stored.subject}" async for stored in armed])
-    dead = await broker.stream_state(subjects.dead_stream)
-    if dead is not None and dead.messages:
-        found.append(f"{dead.messages} dead letters")
-    return found
 
 
 async def until_quiet(broker: Broker, subjects: Subjects, *, within_s: float = QUIET_AFTER_S) -> None:

@@ -7,115 +7,66 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import trio
-
-from durablefuture_trio.supervisor._nats_process import _die_with_parent, wait_exited
+from simulator.storm.processes import (
+    MARKER_VARIABLE,
+    READY_DEADLINE_S,
+    REPOSITORY,
+    child_pids,
+    command_line,
+    eventually,
+    kill_marked,
+    marked_processes,
+    send,
+    state_of,
+    until_gone,
+)
+from simulator.storm.processes import SupervisorProcess as PlainSupervisorProcess
 from tests._support.stops import Reached, Stop, Stops, read_reports
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-MARKER_VARIABLE = "CHAOS_MARKER"
-"""Environment variable that all processes of a test inherit: so none of them can get lost."""
-
-READY_DEADLINE_S = 30.0
-LOOK_S = 0.005
-"""Other processes can only be looked at."""
-
-
-async def eventually(condition: Callable[[], bool], words: str, *, within_s: float = READY_DEADLINE_S) -> None:
-    """Wait until a condition outside of this process holds.
-
-    Raises:
-        AssertionError: it does not, in time.
-    """
-    with trio.move_on_after(within_s):
-        while not condition():  # noqa: ASYNC110 - see LOOK_S
-            await trio.sleep(LOOK_S)
-        return
-    raise AssertionError(f"not within {within_s:g} s: {words}")
+__all__ = [
+    "MARKER_VARIABLE",
+    "READY_DEADLINE_S",
+    "REPOSITORY",
+    "SupervisorProcess",
+    "child_pids",
+    "command_line",
+    "eventually",
+    "kill_marked",
+    "marked_processes",
+    "send",
+    "state_of",
+    "until_gone",
+]
 
 
-class SupervisorProcess:
-    """One supervisor; `start` it again as often as you like."""
+class SupervisorProcess(PlainSupervisorProcess):
+    """One supervisor that may stop at named moments."""
 
     def __init__(self, config: Path, environment: dict[str, str]) -> None:
-        self.config = config
-        self._environment = environment
-        self._process: subprocess.Popen[bytes] | None = None
-        self._starts = 0
+        super().__init__(config, environment)
         self.reports = config.with_suffix(".stops")
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, "the supervisor is not running"
-        return self._process.pid
-
-    @property
-    def is_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def returncode(self) -> int | None:
-        """As in `subprocess`; None while it runs."""
-        return None if self._process is None else self._process.poll()
-
-    @property
-    def log_file(self) -> Path:
-        return self.config.with_suffix(f".{self._starts}.log")
-
-    @property
-    def log(self) -> str:
-        """What the process that was started last has logged."""
-        return self.log_file.read_text(errors="replace")
-
-    @property
-    def logs(self) -> str:
-        """What all of them have logged."""
-        files = (self.config.with_suffix(f".{number}.log") for number in range(1, self._starts + 1))
-        return "".join(f"--- {file.name}\n{file.read_text(errors='replace')}" for file in files)
+        self._stops: tuple[str, ...] = ()
 
     async def start(self, *stops: str) -> None:
         """Start it and wait until it is ready, or stopped at one of `stops`."""
         self.spawn(*stops)
-        await self._until(lambda: "supervisor is ready" in self.log or bool(read_reports(self.reports)))
+        await self.until(lambda: "supervisor is ready" in self.log or bool(read_reports(self.reports)))
 
     def spawn(self, *stops: str) -> None:
-        """Start it. Forks in this thread: its parent-death signal is tied to it."""
-        assert not self.is_running
-        self._starts += 1
+        """Start it, with these stops."""
         self.reports.unlink(missing_ok=True)
+        self._stops = stops
+        super().spawn()
+
+    def command(self) -> list[str]:
         command = [sys.executable, "-X", "faulthandler", "-m", "tests._support.supervisor_process"]
         command += ["--config", str(self.config), "--reports", str(self.reports)]
-        for stop in stops:
+        for stop in self._stops:
             command += ["--stop", str(Stop.parse(stop))]
-        with self.log_file.open("wb") as log:
-            self._process = subprocess.Popen(
-                command,
-                cwd=REPOSITORY,
-                env={**os.environ, **self._environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509 - one call into libc that is bound already
-            )
-
-    async def until_ready(self) -> None:
-        """Wait until it is ready."""
-        await self._until(lambda: "supervisor is ready" in self.log)
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        def holds() -> bool:
-            assert self.is_running, f"the supervisor has ended with code {self.returncode}:\n{self.log}"
-            return condition()
-
-        await eventually(holds, "the supervisor is ready")
+        return command
 
     async def reached(self, stop: str) -> Reached:
         """Wait until it has stopped itself there."""
@@ -126,117 +77,6 @@ class SupervisorProcess:
 
         await eventually(lambda: bool(found()) and state_of(self.pid) == "T", f"{stop} is reached")
         return found()[0]
-
-    def pause(self) -> None:
-        """SIGSTOP: alive, and silent. Its children and its server run on."""
-        self.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """SIGCONT."""
-        self.send_signal(signal.SIGCONT)
-
-    def send_signal(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
-
-    async def kill(self) -> None:
-        """SIGKILL."""
-        await self._end(signal.SIGKILL)
-
-    async def terminate(self) -> int:
-        """SIGTERM; returns its exit code."""
-        return await self._end(signal.SIGTERM)
-
-    async def _end(self, number: signal.Signals) -> int:
-        process = self._process
-        assert process is not None
-        process.send_signal(number)
-        process.send_signal(signal.SIGCONT)
-        with trio.fail_after(READY_DEADLINE_S):
-            return await wait_exited(process)
-
-    def kill_now(self) -> None:
-        """For the way out, whatever the state."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def children(self, module: str) -> list[int]:
-        """Its child processes that run a module, e.g. ``durablefuture_trio.sandbox``; the oldest first."""
-        return sorted(pid for pid in child_pids(self.pid) if f"-m {module} " in command_line(pid))
-
-    @property
-    def replay_pids(self) -> list[int]:
-        return self.children("durablefuture_trio.sandbox")
-
-    @property
-    def worker_pids(self) -> list[int]:
-        return self.children("durablefuture_trio.activity_worker")
-
-    @property
-    def server_pid(self) -> int | None:
-        """Its embedded nats-server, if it runs."""
-        return next((pid for pid in child_pids(self.pid) if "nats-server" in command_line(pid)), None)
-
-
-# --- looking at processes ---------------------------------------------------------------------------------------------
-
-
-def child_pids(pid: int) -> list[int]:
-    """The children of a process; empty when it is gone."""
-    found: list[int] = []
-    try:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found.extend(int(child) for child in (task / "children").read_text().split())
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    return found
-
-
-def command_line(pid: int) -> str:
-    """The command line of a process, words with spaces between; empty when it is gone."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
-def state_of(pid: int) -> str:
-    """The state of a process: ``"R"``, ``"S"``, ``"T"`` (stopped), ``"Z"``; empty when it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
-def send(pid: int, number: signal.Signals) -> bool:
-    """Send a signal; False if the process is gone."""
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def marked_processes(marker: str) -> list[int]:
-    """All living processes that inherited the marker of a test, however deep, and whoever their parent is now."""
-    wanted = f"{MARKER_VARIABLE}={marker}".encode()
-    found: list[int] = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            environment = (entry / "environ").read_bytes().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-        if wanted in environment and state_of(int(entry.name)) not in ("", "Z"):
-            found.append(int(entry.name))
-    return found
-
-
-async def until_gone(pids: Iterable[int]) -> None:
-    """Wait until none of these processes lives."""
-    waiting = list(pids)
-    await eventually(lambda: all(state_of(pid) in ("", "Z") for pid in waiting), f"{waiting} are gone")
 
 
 # --- the program ------------------------------------------------------------------------------------------------------
