@@ -38,7 +38,7 @@ class Process(Protocol):
         """`Scheduler.call_at`, made inside the process: later while it is stopped, never once it is dead."""
         ...
 
-    def enter(self, callback: Callback) -> None:
+    def enter(self, callback: Callable[[], object]) -> None:
         """Make this call inside the process as soon as it runs."""
         ...
 
@@ -53,7 +53,7 @@ class ThisProcess:
     def __init__(self, scheduler: Scheduler) -> None:
         self.call_at = scheduler.call_at
 
-    def enter(self, callback: Callback) -> None:
+    def enter(self, callback: Callable[[], object]) -> None:
         callback()
 
     def sends(self) -> None:

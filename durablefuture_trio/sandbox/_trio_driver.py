@@ -22,6 +22,7 @@ import gc
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Generator
+from random import Random
 from types import TracebackType
 from typing import Any
 
@@ -71,11 +72,18 @@ class TrioDriver:
         async_fn: the main function; called without arguments, its outcome is `main_outcome` at the end.
         now: where the clock stands at first, in Unix seconds.
         context: what all tasks inherit, system tasks too; default a copy of the caller's.
+        order: who shuffles the tasks that can run at the same time; default: nobody, they run as they were spawned.
     """
 
     def __init__(
-        self, async_fn: Callable[[], Awaitable[object]], *, now: float, context: contextvars.Context | None = None
+        self,
+        async_fn: Callable[[], Awaitable[object]],
+        *,
+        now: float,
+        context: contextvars.Context | None = None,
+        order: Random | None = None,
     ) -> None:
+        self._order = SPAWN_ORDER if order is None else order
         self._clock = WorkflowClock(now)
         self._asyncgens = OrderedAsyncGenerators()
         self._runner = Runner(
@@ -125,6 +133,11 @@ class TrioDriver:
                 for frame, line in task.iter_await_frames()
             ]
         return "\n".join(lines)
+
+    def enter(self, call: Callable[[], None]) -> None:
+        """Make a synchronous call inside the program, between two steps: it may wake tasks and cancel scopes."""
+        with _Stepping(self):
+            call()
 
     def step(self, now: float) -> None:
         """Move the clock to `now` and run until nothing can run any more. Deadlines up to `now` expire.
@@ -220,7 +233,7 @@ class _Stepping:
         asyncgens = self._driver._asyncgens  # noqa: SLF001
         asyncgens.stepping = True
         sys.set_asyncgen_hooks(firstiter=asyncgens.firstiter, finalizer=asyncgens.finalizer)
-        trio_run._r = SPAWN_ORDER  # type: ignore[assignment] # noqa: SLF001
+        trio_run._r = self._driver._order  # type: ignore[assignment] # noqa: SLF001
         trio_run._ALLOW_DETERMINISTIC_SCHEDULING = DETERMINISTIC  # type: ignore[misc] # noqa: SLF001
         sniffio_library.name = "trio"
         current.clear()

@@ -28,7 +28,7 @@ async def many_long_steps(shard: type[Shard]) -> tuple[object, bool]:
     """Twenty runs with long local activities, then a short one, and a terminate."""
     async with stage(shard=shard) as scene:
         await scene.start("A")
-        handles = [await scene.client.start(one_long_step, 1000.0, id=f"w{number}") for number in range(20)]
+        handles = [await scene.client.start(one_long_step, 500.0, id=f"w{number}") for number in range(20)]
         short = None
         with trio.move_on_after(60):
             short = await scene.client.run(one_step, id="short")

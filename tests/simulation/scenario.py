@@ -261,7 +261,7 @@ async def _disturb(cluster: Cluster, scenario: Scenario, rng: Random, names: lis
             await trio.sleep(rng.choice([0.5, 8.0]))
             cluster.server.resume()
         elif kind == "replay" and supervisor.replay is not None:
-            supervisor.replay.forget_everything()
+            supervisor.replay.kill_child()
 
 
 async def _explain(client: Client, plan: dict[str, tuple[str, int]], results: dict[str, int | None]) -> str:

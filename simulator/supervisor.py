@@ -1,0 +1,54 @@
+"""The part of a supervisor that is simulated: the production leases, shards and owners over a broker and pools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from durablefuture_trio.ports.broker import Broker
+from durablefuture_trio.ports.children import ActivityPool, ReplayPool
+from durablefuture_trio.protocol.lease import Member
+from durablefuture_trio.protocol.namespace import establish_namespace
+from durablefuture_trio.supervisor._clock import ServerClock
+from durablefuture_trio.supervisor._ownership import Ownership
+from durablefuture_trio.supervisor._shard import Shard
+
+NAMESPACE = "test"
+
+
+async def open_ownership(
+    broker: Broker,
+    *,
+    member: Member,
+    wall: Callable[[], float],
+    replay: ReplayPool,
+    activities: ActivityPool,
+    shards: int,
+    shard_type: Callable[..., Shard] = Shard,
+    ownership_type: Callable[..., Ownership] = Ownership,
+    **options: Any,
+) -> Ownership:
+    """What `durablefuture_trio.app.serve` makes of its settings; still to be `run`.
+
+    Args:
+        wall: the machine's wall clock, which may be wrong.
+        shard_type, ownership_type: what makes the parts; a test may put in a broken one.
+        options: further arguments of `Ownership`.
+    """
+    clock = ServerClock(wall=wall, monotonic=trio.current_time)
+    subjects = await establish_namespace(broker, NAMESPACE, shards=shards)
+
+    def new_shard(number: int, on_reader_lost: Callable[[], None]) -> Shard:
+        return shard_type(
+            number,
+            broker=broker,
+            subjects=subjects,
+            replay=replay,
+            activities=activities,
+            clock=clock,
+            on_reader_lost=on_reader_lost,
+        )
+
+    return ownership_type(broker, subjects, member, clock, new_shard, monotonic=trio.current_time, **options)
