@@ -508,6 +508,9 @@ class RunOwner:
         verdict = start_verdict(message, request, state, self._limits.payload_bytes)
         if verdict is not None:
             return self._decline(message, verdict)
+        if self._starts_run(self._draft):
+            # A run that begins and ends in the first commit of its successor would be found by nobody.
+            return False
         self._inputs.popleft()
         self._begin_input(message)
         if state is not None and state.terminal is None:

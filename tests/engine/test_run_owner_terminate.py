@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from durablefuture_trio.engine import outputs as out
+from durablefuture_trio.history.events import WorkflowStarted
 from tests._support.owner import Driver, complete, schedule
 
 
@@ -108,6 +109,24 @@ def test_the_end_of_a_run_and_the_beginning_of_its_successor_are_one_commit() ->
     assert (commit.first_n, commit.run_id == first) == (2, False)
     assert driver.state.run_id == commit.run_id
     assert driver.dispatched == [(1, 1), (1, 1)]
+
+
+def test_a_run_is_committed_before_it_is_replaced() -> None:
+    """One commit holds at most the end of one run and the beginning of the next, or nobody finds what is between."""
+    driver = Driver()
+    driver.start("q1")
+    driver.start("q2", conflict="terminate_existing")
+    driver.start("q3", conflict="terminate_existing")
+    for _ in range(3):
+        driver.activated(schedule(1))
+    starts = [sum(isinstance(event, WorkflowStarted) for event in commit.events) for commit in driver.history.commits]
+    assert starts == [1, 1, 1]
+    assert driver.kinds == [
+        *("WorkflowStarted", "ActivityScheduled", "WorkflowTerminated"),
+        *("WorkflowStarted", "ActivityScheduled", "WorkflowTerminated"),
+        *("WorkflowStarted", "ActivityScheduled"),
+    ]
+    assert [answer.answer for answer in driver.answers] == ["applied", "applied", "applied"]
 
 
 def test_a_run_is_replaced_while_it_is_blocked() -> None:
