@@ -14,13 +14,15 @@ PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
 # How much of the simulation and of chaos. `make test` takes the tests' own defaults, which are bounded.
 SEEDS ?= 5000
 CHAOS_SECONDS ?= 120
-unexport SEEDS CHAOS_SECONDS
+STORM_SECONDS ?= 300
+STORM_SEED ?=
+unexport SEEDS CHAOS_SECONDS STORM_SECONDS STORM_SEED
 
 # Settings of a supervisor of the caller's are none of the tests' business.
 $(foreach name,$(filter DURABLEFUTURE_%,$(.VARIABLES)),$(eval unexport $(name)))
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help venv lint test demo bench simulate chaos build clean
+.PHONY: help venv lint test demo bench simulate chaos storm build clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS=$$'\t' read -r name text; do \
@@ -51,6 +53,9 @@ simulate: venv ## whole supervisors in virtual time, SEEDS=5000 random lives
 
 chaos: venv ## real processes under SIGKILL at random, CHAOS_SECONDS=120
 	CHAOS_SECONDS=$(CHAOS_SECONDS) $(PYTEST) tests/chaos --timeout=0
+
+storm: venv ## real clusters in a storm of kills and stops, STORM_SECONDS=300 STORM_SEED=..., and a verdict
+	$(BIN)/python -m simulator.storm --seconds $(STORM_SECONDS) $(if $(STORM_SEED),--seed $(STORM_SEED))
 
 build: venv ## the wheel, in dist/
 	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
