@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from durablefuture_trio._ids import new_id
 from durablefuture_trio.client._core import Core
 from durablefuture_trio.client._outcome import result_of
-from durablefuture_trio.client._reading import last_commit, persistently
+from durablefuture_trio.client._reading import last_commit, not_found, persistently
 from durablefuture_trio.client._records import HistoryEvent, WorkflowDescription, described, history_events
 from durablefuture_trio.errors import RequestFailedError, WorkflowNotFoundError
 from durablefuture_trio.protocol.envelope import TerminateRequest
@@ -71,7 +72,7 @@ class WorkflowHandle(Generic[R_co]):
             RequestFailedError: the run has closed already, or the request could not be stored.
             BrokerUnavailableError: the server refuses to store the request.
         """
-        request = TerminateRequest(workflow_id=self._id, run_id=self._run_id or "", reason=reason)
+        request = TerminateRequest(workflow_id=self._id, run_id=await self._run_meant(), reason=reason)
         answer = await self._core.requests.ask(request, request_id or new_id())
         match answer.answer:
             case "applied":
@@ -86,6 +87,21 @@ class WorkflowHandle(Generic[R_co]):
                 raise RequestFailedError(answer.message or f"workflow {self._id!r} has closed already")
             case other:
                 raise RequestFailedError(answer.message or f"workflow {self._id!r} could not be terminated: {other}")
+
+    async def _run_meant(self) -> str:
+        """The run a request is about. It always names one: of two copies of a request about "the latest run" one could
+        be refused, and the other applied to a run that began in between.
+
+        Raises:
+            WorkflowNotFoundError: there is no run of the id.
+        """
+        if self._run_id is not None:
+            return self._run_id
+        what = f"workflow {self._id!r}"
+        tip = await persistently(what, partial(self._core.reader.tip, self._id, confirmed=True))
+        if tip is None:
+            raise not_found(self._id, None)
+        return tip.commit.run_id
 
     async def describe(self) -> WorkflowDescription:
         """What is known about the run now, from its history.

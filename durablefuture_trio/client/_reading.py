@@ -59,8 +59,13 @@ async def last_commit(reader: HistoryReader, workflow_id: str, run_id: str | Non
             commit = await reader.run_before(commit, workflow_id)
         if commit is not None:
             return commit
+    raise not_found(workflow_id, run_id)
+
+
+def not_found(workflow_id: str, run_id: str | None) -> WorkflowNotFoundError:
+    """The error for a run (None: any run of the id) that does not exist."""
     run = f" has no run {run_id!r}" if run_id else " is not known"
-    raise WorkflowNotFoundError(
+    return WorkflowNotFoundError(
         f"workflow {workflow_id!r}{run} in this namespace: check the id and the namespace (closed runs are removed "
         "after their retention time)",
         workflow_id=workflow_id,

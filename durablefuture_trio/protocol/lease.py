@@ -42,11 +42,17 @@ class LeaseRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class MemberRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A member's heartbeat. ``beat`` only counts, so that each record differs from the one before."""
+    """A member's heartbeat.
+
+    Attributes:
+        beat: only counts, so that each record differs from the one before.
+        declines: it takes no shards (its clock is wrong, or not yet compared): they are spread over the others.
+    """
 
     name: str
     incarnation: str
     beat: int
+    declines: bool = False
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -69,6 +75,7 @@ class _Seen(msgspec.Struct):
     seq: int
     since: float
     record: LeaseRecord | None = None
+    declines: bool = False
 
 
 class LeaseTable:
@@ -104,7 +111,8 @@ class LeaseTable:
             if kind == "m":
                 seen = self._members.get(name)
                 if seen is None or seen.seq != stored.seq:
-                    self._members[name] = _Seen(stored.seq, now)
+                    declines = _member_decoder.decode(stored.body).declines
+                    self._members[name] = _Seen(stored.seq, now, declines=declines)
                 if stored.seq == self._beat_seq:
                     self.own_beat_time = stored.time
             else:
@@ -137,9 +145,11 @@ class LeaseTable:
         return seen is not None and seen.record is not None and seen.record.incarnation == self._member.incarnation
 
     def live_members(self, now: float) -> set[str]:
-        """Names (escaped) of the members whose heartbeat changes; this one included."""
+        """Names (escaped) of the members whose heartbeat changes and who take shards; this one included."""
         own = self._subjects.member(self._member.name).rpartition(".")[2]
-        return {own} | {name for name, seen in self._members.items() if now - seen.since < self._lease_s}
+        return {own} | {
+            name for name, seen in self._members.items() if now - seen.since < self._lease_s and not seen.declines
+        }
 
     def is_preferred(self, shard: int, now: float) -> bool:
         """Whether rendezvous hashing gives the shard to this member among the live ones."""
@@ -172,15 +182,19 @@ class LeaseTable:
         """
         await self._write(lease.shard, LeaseRecord(epoch=lease.epoch, owner=""), lease.seq)
 
-    async def beat(self) -> None:
+    async def beat(self, *, declines: bool = False) -> None:
         """Write this member's heartbeat.
+
+        Args:
+            declines: see `MemberRecord`.
 
         Raises:
             BrokerError: as the server says.
         """
         self._beat += 1
         self.own_beat_time = None
-        record = MemberRecord(name=self._member.name, incarnation=self._member.incarnation, beat=self._beat)
+        member = self._member
+        record = MemberRecord(name=member.name, incarnation=member.incarnation, beat=self._beat, declines=declines)
         append = Append(subject=self._subjects.member(self._member.name), body=msgspec.json.encode(record))
         self._beat_seq = await self._broker.append(append)
 

@@ -125,7 +125,7 @@ class Ownership:
             await self._observe()
             now = self._now()
             if now - self._beaten_at >= self._lease_s / RENEWALS_PER_LEASE and not self._is_leaving:
-                await self._table.beat()
+                await self._table.beat(declines=self._declines)
                 self._beaten_at = now
                 self._beat_window = (now, self._now())
                 if not self._has_compared_clocks:
@@ -163,8 +163,12 @@ class Ownership:
             )
         self._reported_skew = is_large
 
+    @property
+    def _declines(self) -> bool:
+        return not self._has_compared_clocks or abs(self._clock.offset) > DECLINE_SKEW_S
+
     def _may_take(self, number: int) -> bool:
-        if not self._has_compared_clocks or abs(self._clock.offset) > DECLINE_SKEW_S:
+        if self._declines:
             return False
         now = self._now()
         return self._table.is_available(number, now) and self._table.is_preferred(number, now)

@@ -98,13 +98,29 @@ async def test_terminate_names_the_run_of_the_handle_and_the_reason(world: World
 async def test_a_refused_termination_is_an_error_in_the_owners_words(
     world: World, answer: str, error: type[Exception]
 ) -> None:
+    await world.owner.commit("order-1", "run-1", started(REQUEST, "run-1", "first"))
     async with trio.open_nursery() as nursery:
         outcomes = await terminate_in_background(world, nursery, world.client.handle("order-1").terminate)
-        message, request = await world.owner.terminate_request()
-        assert request.run_id == ""
+        message, _ = await world.owner.terminate_request()
         world.owner.answer(message, answer, "run-1", "in other words")
     assert type(outcomes[0]) is error
     assert "in other words" in str(outcomes[0])
+
+
+async def test_h10_a_termination_of_the_latest_run_names_it(world: World) -> None:
+    """Of two copies about "the latest" one could be refused, the other applied to a run that began in between."""
+    await world.owner.commit("order-1", "run-1", started(REQUEST, "run-1", "first"))
+    async with trio.open_nursery() as nursery:
+        outcomes = await terminate_in_background(world, nursery, world.client.handle("order-1").terminate)
+        message, request = await world.owner.terminate_request()
+        assert request.run_id == "run-1"
+        world.owner.answer(message, "applied", "run-1")
+    assert outcomes == [None]
+
+
+async def test_terminating_what_was_never_started_sends_nothing(world: World) -> None:
+    with pytest.raises(WorkflowNotFoundError, match="nobody"):
+        await world.client.handle("nobody").terminate()
 
 
 async def test_h20_a_lost_answer_to_a_termination_is_found_in_the_history(world: World) -> None:

@@ -26,7 +26,8 @@ from durablefuture_trio.sandbox._host import ReplayHost
 from durablefuture_trio.supervisor._clock import ServerClock
 from durablefuture_trio.supervisor._ownership import Ownership
 from durablefuture_trio.supervisor._shard import Shard
-from tests._support.holes import one_long_step, result_within, sleeps, stage
+from tests._support.cluster import open_cluster
+from tests._support.holes import DEFINITIONS, one_long_step, one_step, result_within, sleeps, stage
 
 # --- a: the server's clock fires, the owner's says: not yet ----------------------------------------------------------
 
@@ -240,3 +241,15 @@ async def test_h21_a_long_step_is_cut_at_the_deadline(autojump_clock: MockClock)
         with pytest.raises(WorkflowTimedOutError):
             await handle.result()
         assert scene.now < 25
+
+
+async def test_h21_a_supervisor_whose_clock_is_too_wrong_keeps_no_shard_from_the_others(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_cluster(DEFINITIONS, shards=4) as cluster:
+        await cluster.start("B", skew_s=90.0)
+        await cluster.start("A")
+        async with cluster.client() as client:
+            with trio.fail_after(30):
+                for number in range(8):
+                    assert await client.run(one_step, id=f"w{number}") == "done"
