@@ -4,11 +4,11 @@ whose attempts leave a witness when they begin."""
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
-from typing import Any, Literal
+from typing import Any
 from zlib import crc32
 
 import trio
@@ -38,6 +38,7 @@ from durablefuture_trio.ports.frames import (
     SandboxDown,
 )
 from durablefuture_trio.sandbox._host import ReplayHost
+from simulator._behaviours import AttemptPlan
 
 OnAnswer = Callable[[ReplayAnswer], None]
 OnOutcome = Callable[[AttemptOutcome, str], None]
@@ -53,19 +54,6 @@ class Witness:
     workflow_id: str
 
 
-@dataclass(frozen=True)
-class AttemptPlan:
-    """How an attempt goes.
-
-    Attributes:
-        duration_s: seconds it takes.
-        how: it calls its function in the end, takes its process down, or never ends by itself.
-    """
-
-    duration_s: float
-    how: Literal["call", "crash", "hang"] = "call"
-
-
 @dataclass
 class ActivityWorld:
     """What activities did, and how they go.
@@ -73,25 +61,31 @@ class ActivityWorld:
     Attributes:
         duration: seconds an attempt takes, from and to, where no plan says otherwise.
         crash: the share of attempts that take their process down, likewise.
-        plan: how an attempt goes, given how often this call has failed in the world; None: as the two above say.
+        plan: how an attempt goes, from the activity's name, its arguments and how often this call has failed.
+        on_begin: called when an attempt begins.
     """
 
     rng: Random
     witnesses: list[Witness] = field(default_factory=list)
     duration: tuple[float, float] = (0.0, 0.05)
     crash: float = 0.0
-    plan: Callable[[RunActivity, int], AttemptPlan | None] | None = None
+    plan: Callable[[str, Sequence[Any], int], AttemptPlan] | None = None
+    on_begin: Callable[[Witness], None] | None = None
     failures: Counter[tuple[str, int]] = field(default_factory=Counter)
 
-    def plan_of(self, attempt: RunActivity) -> AttemptPlan:
+    def begin(self, witness: Witness) -> None:
+        """An attempt begins."""
+        self.witnesses.append(witness)
+        if self.on_begin is not None:
+            self.on_begin(witness)
+
+    def plan_of(self, attempt: RunActivity, arguments: Sequence[Any]) -> AttemptPlan:
         """How this attempt goes."""
         if self.plan is not None:
-            planned = self.plan(attempt, self.failures[attempt.key.run_id, attempt.key.activity_id])
-            if planned is not None:
-                return planned
+            return self.plan(attempt.name, arguments, self.failures[attempt.key.run_id, attempt.key.activity_id])
         duration_s = self.rng.uniform(*self.duration)
         crashes = self.crash > 0 and self.rng.random() < self.crash
-        return AttemptPlan(duration_s, "crash" if crashes else "call")
+        return AttemptPlan(duration_s, "crash" if crashes else "return")
 
 
 class _ReplayChild:
@@ -325,8 +319,10 @@ class HostedActivities:
         outcome: AttemptOutcome | None = None
         limit_s, kind = _limit(run, started_at)
         if not self._is_dead() and attempt.fate is None and limit_s > 0:
-            world.witnesses.append(Witness(started_at, run.key, run.name, run.workflow_id))
-            plan = world.plan_of(run)
+            world.begin(Witness(started_at, run.key, run.name, run.workflow_id))
+            definition = self._registry.activities[run.name]
+            arguments = codec.decode_arguments(run.arguments, definition.parameter_hints)
+            plan = world.plan_of(run, arguments)
             attempt.scope.deadline = trio.current_time() + limit_s
             with attempt.scope:
                 await trio.sleep(plan.duration_s)
@@ -335,7 +331,7 @@ class HostedActivities:
                 if plan.how == "crash":
                     self.kill_worker(attempt.worker)
                     await trio.lowlevel.checkpoint()
-                outcome = await self._call(run, started_at)
+                outcome = await _call(run, partial(definition.fn, *arguments), plan.error, started_at)
         if outcome is None:
             reason = attempt.fate or "timed_out"
             outcome = AttemptFailed(
@@ -350,17 +346,20 @@ class HostedActivities:
         self._attempts.pop(run.key, None)
         attempt.on_outcome(outcome, f"simulated/{attempt.worker}")
 
-    async def _call(self, attempt: RunActivity, started_at: float) -> AttemptOutcome:
-        definition = self._registry.activities[attempt.name]
-        try:
-            arguments = codec.decode_arguments(attempt.arguments, definition.parameter_hints)
-            result: Any = definition.fn(*arguments)
-            if isinstance(result, Awaitable):
-                result = await result
-        except Exception as error:  # noqa: BLE001 - whatever an activity raises is its outcome
-            failure = codec.failure_of(error)
-            return AttemptFailed(key=attempt.key, started_at=started_at, reason="error", failure=failure)
-        return AttemptCompleted(key=attempt.key, started_at=started_at, result=codec.encode_value(result))
+
+async def _call(
+    run: RunActivity, function: Callable[[], Any], error: Exception | None, started_at: float
+) -> AttemptOutcome:
+    try:
+        if error is not None:
+            raise error
+        result = function()
+        if isinstance(result, Awaitable):
+            result = await result
+    except Exception as raised:  # noqa: BLE001 - whatever an activity raises is its outcome
+        failure = codec.failure_of(raised)
+        return AttemptFailed(key=run.key, started_at=started_at, reason="error", failure=failure)
+    return AttemptCompleted(key=run.key, started_at=started_at, result=codec.encode_value(result))
 
 
 def _limit(run: RunActivity, now: float) -> tuple[float, TimeoutKind]:

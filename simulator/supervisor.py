@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import trio
@@ -16,6 +17,15 @@ from durablefuture_trio.supervisor._ownership import Ownership
 from durablefuture_trio.supervisor._shard import Shard
 
 NAMESPACE = "test"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What supervisors are made of; the table of fixes puts broken parts in."""
+
+    shard: Callable[..., Shard] = Shard
+    ownership: Callable[..., Ownership] = Ownership
+    broker: Callable[[Broker], Broker] = lambda broker: broker
 
 
 async def open_ownership(

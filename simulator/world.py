@@ -93,6 +93,15 @@ class SimulatedProcess:
         """SIGKILL just before it sends its so many-th message from now."""
         self._kill_at_send = count
 
+    def spare(self) -> None:
+        """Take `kill_at_send` back."""
+        self._kill_at_send = None
+
+    def drop_links(self, restore_after: float) -> None:
+        """Lose its connections for so many seconds."""
+        for broker in self._links:
+            broker.link.drop(restore_after)
+
     def kill(self) -> None:
         """SIGKILL."""
         if self.is_dead:

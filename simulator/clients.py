@@ -1,0 +1,160 @@
+"""Simulated clients: each is a process of its own, and writes down what it was told."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import trio
+
+from durablefuture_trio.client import Client, open_client
+from durablefuture_trio.client._connect import find_namespace
+from durablefuture_trio.client._handle import WorkflowHandle
+from durablefuture_trio.errors import (
+    DurableFutureError,
+    RequestFailedError,
+    WorkflowAlreadyStartedError,
+    WorkflowFailedError,
+    WorkflowNotFoundError,
+    WorkflowTerminatedError,
+    WorkflowTimedOutError,
+)
+from durablefuture_trio.ports.broker import Broker
+from durablefuture_trio.protocol.subjects import Subjects
+from simulator.oracle import EndTold, StartTold, TerminateTold, Told
+from simulator.programs import program
+from simulator.scenario import ClientPlan, Scenario
+from simulator.supervisor import NAMESPACE
+from simulator.world import SimulatedProcess, World
+
+AGAIN_S = 1.0
+
+
+class ClientProcess:
+    """One client of the scenario; `repeat` is two processes, one after the other.
+
+    Attributes:
+        ended: it has done all it wanted, or was killed.
+    """
+
+    def __init__(self, world: World, plan: ClientPlan, scenario: Scenario, told: list[Told], number: int) -> None:
+        self.name = f"c{number}"
+        self.ended = False
+        self._world = world
+        self._plan = plan
+        self._scenario = scenario
+        self._told = told
+        self._id = f"w{plan.workflow}"
+        self._request_id = f"{self.name}-{plan.action}"
+        self._acts = 2 if plan.action == "repeat" else 1
+        self._process: SimulatedProcess | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._acts -= 1
+        process = self._process = self._world.spawn(self.name, self._main)
+        process.at_end(self._act_ended)
+        if self._plan.dies_after is not None:
+            self._world.scheduler.call_at(self._world.now() + self._plan.dies_after, process.kill)
+
+    def _act_ended(self) -> None:
+        self._world.trace(self.name, "ended")
+        if self._acts:
+            self._world.scheduler.call_at(self._world.now() + self._plan.delay, self.start)
+        else:
+            self.ended = True
+
+    async def _main(self, process: SimulatedProcess) -> None:
+        self._world.trace(self.name, f"{self._plan.action} {self._id}")
+        broker = process.connect()
+        subjects = await _namespace(broker)
+        async with open_client(broker, subjects, clock=self._world.now) as client:
+            match self._plan.action:
+                case "run":
+                    await self._run(client, "fail", "allow")
+                case "use":
+                    await self._run(client, "use_existing", "allow")
+                case "rival":
+                    await self._run(client, "fail", "reject")
+                case "replace":
+                    await trio.sleep(self._plan.delay)
+                    await self._run(client, "terminate_existing", "allow")
+                case "repeat":
+                    await self._run(client, "fail", "failed_only")
+                case "terminate":
+                    await trio.sleep(self._plan.delay)
+                    await self._terminate(client)
+                case "look":
+                    await trio.sleep(self._plan.delay)
+                    await self._look(client)
+
+    def _tell(self, word: Told) -> None:
+        # A process that was killed in the middle of this very step has told nobody.
+        if self._process is not None and not self._process.is_dead:
+            self._told.append(word)
+
+    async def _run(self, client: Client, conflict: Any, reuse: Any) -> None:
+        start = partial(
+            client.start,
+            program,
+            self._scenario.programs[self._plan.workflow].tree,
+            id=self._id,
+            id_conflict_policy=conflict,
+            id_reuse_policy=reuse,
+            execution_timeout=self._plan.execution_timeout,
+            request_id=self._request_id,
+        )
+        while True:
+            try:
+                handle = await start()
+                break
+            except WorkflowAlreadyStartedError:
+                self._tell(StartTold(self._id, self._request_id, None, new=True))
+                return
+            except RequestFailedError:  # no room in the store: the same request again is never applied twice
+                await trio.sleep(AGAIN_S)
+        assert handle.run_id is not None
+        self._tell(StartTold(self._id, self._request_id, handle.run_id, new=conflict != "use_existing"))
+        self._tell(EndTold(self._id, handle.run_id, await _end_of(handle)))
+
+    async def _terminate(self, client: Client) -> None:
+        try:
+            await client.handle(self._id).terminate("it takes too long", request_id=self._request_id)
+        except WorkflowNotFoundError:
+            self._tell(TerminateTold(self._id, self._request_id, applied=False))
+        except RequestFailedError as error:
+            if "no room" not in str(error):
+                self._tell(TerminateTold(self._id, self._request_id, applied=False))
+        else:
+            self._tell(TerminateTold(self._id, self._request_id, applied=True))
+
+    async def _look(self, client: Client) -> None:
+        handle = client.handle(self._id)
+        with suppress(WorkflowNotFoundError):
+            before = await handle.history()
+            after = await handle.history()
+            if before[0].run_id == after[0].run_id and after[: len(before)] != before:
+                raise AssertionError(f"the history of {self._id} has changed: {before}, then {after}")
+            await handle.describe()
+        _ = [item async for item in client.list()]
+
+
+async def _namespace(broker: Broker) -> Subjects:
+    while True:
+        try:
+            return await find_namespace(broker, NAMESPACE)
+        except DurableFutureError:
+            await trio.sleep(AGAIN_S)
+
+
+async def _end_of(handle: WorkflowHandle[Any]) -> str:
+    try:
+        await handle.result()
+    except WorkflowFailedError:
+        return "WorkflowFailed"
+    except WorkflowTerminatedError:
+        return "WorkflowTerminated"
+    except WorkflowTimedOutError:
+        return "WorkflowTimedOut"
+    return "WorkflowCompleted"
