@@ -183,20 +183,27 @@ class TrioDriver:
     def _end_tasks(self) -> None:
         runner = self._runner
         self._asyncgens.stepping = False  # generators that are freed now are ended below
-        tasks = sorted(runner.tasks, key=lambda task: task._counter, reverse=True)  # noqa: SLF001
-        for task in tasks:
-            _detach(task)
-        for task in tasks:
-            GLOBAL_RUN_CONTEXT.task = task
-            task.context.run(_end_coroutine, task.coro)
+        ended: list[trio.lowlevel.Task] = []
+        self._end_others(ended)
         for agen in self._asyncgens.take_remaining():
             runner.system_context.copy().run(_end_generator, agen)
-        for task in tasks:
+        self._end_others(ended)
+        for task in ended:
             _untangle(task)
         runner.tasks.clear()
         runner.runq.clear()
         runner.waiting_for_idle.clear()
         runner.deadlines = trio_run.Deadlines()
+
+    def _end_others(self, ended: list[trio.lowlevel.Task]) -> None:
+        # Again, for a ``finally`` block may start tasks; freed as they are, they would warn that nobody awaited them.
+        while tasks := sorted(self._runner.tasks.difference(ended), key=lambda task: task._counter, reverse=True):  # noqa: SLF001
+            for task in tasks:
+                _detach(task)
+            for task in tasks:
+                GLOBAL_RUN_CONTEXT.task = task
+                task.context.run(_end_coroutine, task.coro)
+            ended += tasks
 
     def _end(self) -> None:
         self.finished = True
@@ -274,6 +281,9 @@ def _untangle(task: trio.lowlevel.Task) -> None:
     task._cancel_status = None  # type: ignore[assignment] # noqa: SLF001
     for nursery in task._child_nurseries:  # noqa: SLF001
         nursery._pending_excs.clear()  # noqa: SLF001
+    if task._parent_nursery is not None:  # noqa: SLF001
+        # A nursery opened on the way out may have left its task's list already, and complains about its children.
+        task._parent_nursery._children.clear()  # noqa: SLF001
     task._child_nurseries.clear()  # noqa: SLF001
     while status is not None:
         status._tasks.clear()  # noqa: SLF001

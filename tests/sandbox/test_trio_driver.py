@@ -223,6 +223,29 @@ def test_closing_ends_every_task_in_its_own_context_and_refuses_what_they_await(
     assert driver.finished
 
 
+def test_closing_ends_the_tasks_that_are_started_on_the_way_out() -> None:
+    log: list[str] = []
+
+    async def undo() -> None:
+        log.append("undone")
+
+    async def main() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as nursery, trio.open_nursery() as inner:
+                    nursery.start_soon(undo)
+                    inner.start_soon(undo)
+                    log.append("started")
+
+    driver = TrioDriver(main, now=0.0)
+    driver.step(0.0)
+    driver.close()
+    gc.collect()  # what was left lying about would warn now, which is an error here
+    assert log == ["started"]
+
+
 def test_closing_ends_async_generators_that_nobody_iterates_any_more() -> None:
     log: list[str] = []
 
