@@ -1,4 +1,4 @@
-"""The kinds of nodes that call, wait, fail, and open scopes and nurseries."""
+"""The kinds of nodes that call, wait, fail, and open nurseries."""
 
 from __future__ import annotations
 
@@ -7,21 +7,10 @@ from dataclasses import replace
 
 import trio
 
-from durablefuture_trio.authoring import activity_options, workflow
-from durablefuture_trio.errors import ActivityError, ApplicationError
+from durablefuture_trio.authoring import workflow
+from durablefuture_trio.errors import ApplicationError
 from simulator._behaviours import PLAIN, make_behaviour, mix, tally, work
-from simulator._nodes import (
-    MOMENTS,
-    NOTHING,
-    Fate,
-    Interpreter,
-    Kind,
-    Maker,
-    Node,
-    beside_each_other,
-    one_after_the_other,
-    words_of,
-)
+from simulator._nodes import Fate, Interpreter, Kind, Maker, Node, beside_each_other, one_after_the_other
 
 ACTIVITY = "activity"
 APPLICATION = "application"
@@ -268,206 +257,6 @@ class Race(Kind):
         return replace(beside_each_other(fates), certain=False, at_least=min(fate.at_least for fate in fates))
 
 
-class MoveOnAfter(Kind):
-    """A limit for the body, and a compensation if it was cut short."""
-
-    name = "move_on_after"
-    weight = 8
-    roles = ("body", "if cut short")
-    fewest = 2
-
-    def make(self, maker: Maker) -> Node:
-        body, seconds = _limited(maker)
-        compensation = maker.inside().node() if maker.rng.random() < 0.7 else NOTHING
-        return Node("move_on_after", (body, compensation), seconds=seconds)
-
-    async def run(self, interpreter: Interpreter, node: Node, value: int) -> int:
-        body, compensation = node.children
-        result = mix(value, "cut short")
-        with trio.move_on_after(node.seconds) as scope:
-            result = await interpreter.run(body, value)
-        return await interpreter.run(compensation, result) if scope.cancelled_caught else result
-
-    def fate(self, node: Node, fates: Sequence[Fate]) -> Fate:
-        body, compensation = fates
-        limited = replace(one_after_the_other(fates), span=min(body.span, node.seconds + 30) + compensation.span)
-        match _cut(body, node.seconds):
-            case True:
-                return replace(
-                    compensation, at_least=node.seconds + compensation.at_least, instant=False, span=limited.span
-                )
-            case False:
-                return replace(body, span=limited.span)
-            case None:
-                return replace(limited, certain=False, instant=False, at_least=0.0)
-
-
-class FailAfter(Kind):
-    """A limit for the body that raises, and somebody who may catch it."""
-
-    name = "fail_after"
-    weight = 4
-    roles = ("body", "if too slow")
-    fewest = 2
-    ways = ("caught", "not caught")
-
-    def make(self, maker: Maker) -> Node:
-        body, seconds = _limited(maker)
-        way = maker.rng.choice(self.ways) if SLOW in maker.failures else "caught"
-        handler = maker.inside().node() if way == "caught" and maker.rng.random() < 0.5 else NOTHING
-        return Node("fail_after", (body, handler), seconds=seconds, way=way)
-
-    async def run(self, interpreter: Interpreter, node: Node, value: int) -> int:
-        body, handler = node.children
-        try:
-            with trio.fail_after(node.seconds):
-                return await interpreter.run(body, value)
-        except trio.TooSlowError:
-            if node.way != "caught":
-                raise
-        return await interpreter.run(handler, mix(value, "too slow"))
-
-    def fate(self, node: Node, fates: Sequence[Fate]) -> Fate:
-        body, handler = fates
-        caught = node.way == "caught"
-        limited = replace(one_after_the_other(fates), span=min(body.span, node.seconds + 30) + handler.span)
-        match _cut(body, node.seconds):
-            case True if caught:
-                return replace(handler, at_least=node.seconds + handler.at_least, instant=False, span=limited.span)
-            case True:
-                return Fate(failures=frozenset({SLOW}), at_least=node.seconds, span=limited.span)
-            case False:
-                return replace(body, span=limited.span)
-            case None:
-                failures = limited.failures | ({SLOW} if not caught else set())
-                return replace(limited, certain=False, instant=False, at_least=0.0, failures=failures)
-
-
-class Guarded(Kind):
-    """``try: ... except ActivityError``, the plain one or the one for groups."""
-
-    name = "try"
-    weight = 7
-    roles = ("body", "except ActivityError")
-    fewest = 2
-    ways = ("except*", "except* and tell", "except")
-
-    def make(self, maker: Maker) -> Node:
-        body = maker.inside({ACTIVITY}).block()
-        way = maker.rng.choice(self.ways)
-        if maker.steady:
-            known = maker.kinds[body.kind]
-            fate = known.fate(body, [_fate(maker, child) for child in body.children])
-            if fate.grouped and ACTIVITY not in maker.failures:
-                way = "except*"
-            if way == "except* and tell" and not fate.which:
-                way = "except*"
-        handler = maker.inside().node() if maker.rng.random() < 0.5 else NOTHING
-        return Node("try", (body, handler), way=way)
-
-    async def run(self, interpreter: Interpreter, node: Node, value: int) -> int:
-        body, handler = node.children
-        words: list[str] = []
-        if node.way == "except":
-            try:
-                return await interpreter.run(body, value)
-            except ActivityError:
-                words.append("failed")
-        else:
-            try:
-                value = await interpreter.run(body, value)
-            except* ActivityError as group:
-                words.append(words_of(group) if node.way == "except* and tell" else "failed")
-        return await interpreter.run(handler, mix(value, *words)) if words else value
-
-    def fate(self, node: Node, fates: Sequence[Fate]) -> Fate:
-        body, handler = fates
-        both = one_after_the_other(fates)
-        if not body.failures:
-            return replace(body, span=both.span)
-        escaping = body.failures if node.way == "except" and body.grouped else body.failures - {ACTIVITY}
-        certain = both.certain and (body.which or (node.way != "except* and tell" and body.failures <= {ACTIVITY}))
-        return replace(
-            both, certain=certain, failures=escaping | handler.failures, grouped=bool(escaping) or handler.grouped,
-            which=handler.which and (body.which or not escaping), instant=both.instant, at_least=0.0,
-        )  # fmt: skip
-
-
-class Compensated(Kind):
-    """A compensation that no cancellation stops: always, or only if the body was cancelled."""
-
-    name = "compensated"
-    weight = 5
-    roles = ("body", "shielded")
-    fewest = 2
-    ways = ("finally", "when cancelled")
-
-    def make(self, maker: Maker) -> Node:
-        compensation = maker.inside(() if maker.steady else None).node()
-        return Node("compensated", (maker.inside().block(), compensation), way=maker.rng.choice(self.ways))
-
-    async def run(self, interpreter: Interpreter, node: Node, value: int) -> int:
-        body, compensation = node.children
-        if node.way == "finally":
-            try:
-                value = await interpreter.run(body, value)
-            finally:
-                with trio.CancelScope(shield=True):
-                    value = await interpreter.run(compensation, value)
-            return value
-        try:
-            return await interpreter.run(body, value)
-        except trio.Cancelled:
-            with trio.CancelScope(shield=True):
-                await interpreter.run(compensation, value)
-            raise
-
-    def fate(self, node: Node, fates: Sequence[Fate]) -> Fate:
-        return replace(one_after_the_other(fates), at_least=fates[0].at_least)
-
-
-class Shielded(Kind):
-    """A body that cancellation does not reach."""
-
-    name = "shield"
-    weight = 2
-    fewest = 1
-
-    def make(self, maker: Maker) -> Node:
-        return Node("shield", (maker.inside().block(),))
-
-    async def run(self, interpreter: Interpreter, node: Node, value: int) -> int:
-        with trio.CancelScope(shield=True):
-            return await interpreter.run(node.children[0], value)
-
-    def fate(self, node: Node, fates: Sequence[Fate]) -> Fate:
-        return replace(fates[0], at_least=0.0)
-
-
-class Options(Kind):
-    """Options for all calls of the body."""
-
-    name = "options"
-    weight = 3
-    fewest = 1
-    ways = ("start_to_close", "abandon_on_cancel")
-    moments = False
-
-    def make(self, maker: Maker) -> Node:
-        # Above the longest attempt there is, or calls with unlimited attempts would never end.
-        return Node("options", (maker.inside().block(),), seconds=45.0, way=maker.rng.choice(self.ways))
-
-    async def run(self, interpreter: Interpreter, node: Node, value: int) -> int:
-        if node.way == "abandon_on_cancel":
-            with activity_options(abandon_on_cancel=True):
-                return await interpreter.run(node.children[0], value)
-        with activity_options(start_to_close_timeout=node.seconds):
-            return await interpreter.run(node.children[0], value)
-
-    def fate(self, node: Node, fates: Sequence[Fate]) -> Fate:
-        return fates[0]
-
-
 async def _side_by_side(interpreter: Interpreter, children: Sequence[Node], value: int) -> list[tuple[int, int]]:
     """The place and the value of each child, in the order in which they were done."""
     results: list[tuple[int, int]] = []
@@ -481,39 +270,6 @@ async def _side_by_side(interpreter: Interpreter, children: Sequence[Node], valu
     return results
 
 
-def _cut(body: Fate, seconds: float) -> bool | None:
-    """Whether a limit cuts a body short; None: that depends.
-
-    The body must not fail: an attempt that is cancelled may fail all the same. A timer that fires late finds the
-    limit passed as well, and the outer scope wins; results of calls may come before it or after.
-    """
-    if body.failures:
-        return None
-    if body.instant and body.certain and seconds > 0:
-        return False
-    return True if body.at_least > seconds else None
-
-
-def _limited(maker: Maker) -> tuple[Node, float]:
-    """A body and the seconds that it is given."""
-    if not maker.steady:
-        return maker.inside().block(), maker.moment()
-    if maker.rng.random() < 0.25:
-        return maker.inside().instant(), maker.rng.choice(MOMENTS[1:4])
-    place = maker.rng.randrange(4)
-    longer = Node("sleep", seconds=maker.rng.choice(MOMENTS[place + 1 : 5]))
-    other = maker.inside(()).block()
-    children = (other, longer) if maker.rng.random() < 0.5 else (longer, other)
-    if maker.rng.random() < 0.5:
-        return Node("sequence", children), MOMENTS[place]
-    return Node("nursery", children, way="ordered"), MOMENTS[place]
-
-
-def _fate(maker: Maker, node: Node) -> Fate:
-    return maker.kinds[node.kind].fate(node, [_fate(maker, child) for child in node.children])
-
-
 BASIC: tuple[Kind, ...] = (
     Sequence_(), Call(), FanOut(), Sleep(), Checkpoint(), Dice(), Lottery(), Raise(), Nursery(), Start(), Race(),
-    MoveOnAfter(), FailAfter(), Guarded(), Compensated(), Shielded(), Options(),
 )  # fmt: skip

@@ -100,6 +100,11 @@ def beside_each_other(fates: Sequence[Fate]) -> Fate:
     )
 
 
+def fate_of(kinds: dict[str, Kind], node: Node) -> Fate:
+    """The fate of a tree."""
+    return kinds[node.kind].fate(node, [fate_of(kinds, child) for child in node.children])
+
+
 @dataclass
 class Budget:
     """What is left for a program being made."""
@@ -271,9 +276,9 @@ class Kind(ABC):
     def measure(self, node: Node) -> int:
         """The size of the node without its children; each of `smaller` makes the sum over the tree less."""
         if node == NOTHING:
-            return 0
+            return 1
         return (
-            (1 if self.name == "sequence" else 40)
+            (2 if self.name == "sequence" else 40)
             + node.number
             + (MOMENTS.index(node.seconds) if node.seconds in MOMENTS else 0)
             + (self.ways.index(node.way) if node.way in self.ways else 0)

@@ -27,8 +27,9 @@ from durablefuture_trio.history.events import Event, FailureReason, WorkflowComp
 from durablefuture_trio.history.options import ActivityOptionsRecord
 from simulator._behaviours import ACTIVITIES, AttemptPlan, Behaviour, plan_of, tally, work
 from simulator._kinds import ACTIVITY, APPLICATION, BASIC, SLOW
+from simulator._kinds_scopes import SCOPES
 from simulator._kinds_talking import TALKING
-from simulator._nodes import NOTHING, Budget, Fate, Interpreter, Kind, Maker, Node, words_of
+from simulator._nodes import NOTHING, Budget, Fate, Interpreter, Kind, Maker, Node, fate_of, words_of
 from simulator.oracle import Outcome
 
 __all__ = [
@@ -50,7 +51,7 @@ __all__ = [
     "work",
 ]
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (*BASIC, *TALKING)}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (*BASIC, *SCOPES, *TALKING)}
 """Everything a program can consist of."""
 
 FIRST_VALUE = 1
@@ -79,7 +80,7 @@ class Program:
     @cached_property
     def fate(self) -> Fate:
         """What is known of it without running it."""
-        return _fate(self.tree)
+        return fate_of(KINDS, self.tree)
 
     @property
     def deterministic(self) -> bool:
@@ -126,6 +127,8 @@ def measure(program: Program) -> int:
 
 def smaller(program: Program) -> Iterator[Program]:
     """Simpler programs to try when this one shows a fault, the boldest first; all are less by `measure`."""
+    if program.tree != NOTHING:
+        yield Program(NOTHING)
     yield from (Program(tree) for tree in _smaller(program.tree))
 
 
@@ -149,10 +152,6 @@ def expected_outcome(program: Program) -> Outcome:
         return "any", None
     outcome = _run_apart(program.tree)
     return outcome if outcome[0] == "completed" or fate.which else ("failed", None)
-
-
-def _fate(node: Node) -> Fate:
-    return KINDS[node.kind].fate(node, [_fate(child) for child in node.children])
 
 
 def _measure(node: Node) -> int:
