@@ -117,11 +117,9 @@ async def _round(plan: Plan, home: Path, number: int, options: argparse.Namespac
             same += [] if options.embedded is None else ["--embedded" if options.embedded else "--shared"]
             say(f"kept in {home}; once more: python -m simulator.storm {' '.join(same)}")
         return report
-    except trio.Cancelled:
-        keep = False
-        raise
     finally:
-        if not keep:
+        interrupted = trio.current_effective_deadline() == -math.inf
+        if interrupted or not keep:
             shutil.rmtree(home)
 
 

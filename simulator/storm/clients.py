@@ -22,6 +22,7 @@ from durablefuture_trio.errors import (
     WorkflowTimedOutError,
 )
 from simulator.oracle import EndTold, StartTold, TerminateTold, Told
+from simulator.programs import program
 
 if TYPE_CHECKING:
     from simulator.storm.plan import Assignment
@@ -166,11 +167,10 @@ class Visitor:
         execution_timeout: float | None = None,
     ) -> WorkflowHandle[Any] | None:
         self.doing = f"the answer to start {request_id}"
-        program = self._assignment.program
         try:
             handle = await self._client().start(
-                program.workflow,
-                *program.arguments,
+                program,
+                self._assignment.program.tree,
                 id=self._workflow_id,
                 request_id=request_id,
                 id_conflict_policy=conflict,

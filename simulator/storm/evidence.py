@@ -43,7 +43,7 @@ async def gather(directory: Path, plan: Plan, told: list[Told], broker: Broker, 
         histories=histories,
         ran=ran,
         told=list(told),
-        expected={item.workflow_id: item.program.expected for item in plan.assignments},
+        expected={item.workflow_id: item.expected for item in plan.assignments},
         left=await left_in_streams(broker, subjects),
     )
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from simulator.storm.application import Program, draw_program
+from simulator.oracle import Outcome
+from simulator.programs import Program
+from simulator.storm.application import draw_program
 from simulator.storm.clients import HABITS
 
 STARTS_PER_S = 1.2
@@ -18,14 +20,29 @@ class Assignment:
 
     Attributes:
         at_s: when the first client comes, seconds from the beginning of the round.
+        expected: how each of its runs has to end.
         seed: of what the clients do.
     """
 
     workflow_id: str
     program: Program
+    expected: Outcome
     at_s: float
     habit: str
     seed: str
+
+    @classmethod
+    def drawn(cls, rng: Random, workflow_id: str, seconds: float, seed: str) -> Assignment:
+        """For a round that long."""
+        program, expected = draw_program(rng)
+        return cls(
+            workflow_id=workflow_id,
+            program=program,
+            expected=expected,
+            at_s=rng.uniform(0, 0.95 * seconds),
+            habit=rng.choice(HABITS),
+            seed=f"{seed} {workflow_id}",
+        )
 
 
 @dataclass(frozen=True)
@@ -68,16 +85,8 @@ class Plan:
             "concurrency": rng.choice((3, 50)),
             "cached_workflows": rng.choice((1, 5, 1000)),
         }
-        assignments = tuple(
-            Assignment(
-                workflow_id=f"w{number}",
-                program=draw_program(rng),
-                at_s=rng.uniform(0, 0.95 * seconds),
-                habit=rng.choice(HABITS),
-                seed=f"{seed} w{number}",
-            )
-            for number in range(max(5, round(seconds * STARTS_PER_S)))
-        )
+        numbers = range(max(5, round(seconds * STARTS_PER_S)))
+        assignments = tuple(Assignment.drawn(rng, f"w{number}", seconds, seed) for number in numbers)
         return cls(
             seed=seed,
             seconds=seconds,

@@ -19,7 +19,7 @@ from durablefuture_trio.nats_bridge import open_broker
 from durablefuture_trio.ports.broker import Broker, BrokerError
 from durablefuture_trio.protocol.subjects import Subjects
 from simulator.oracle import Evidence, Run, Told, judge
-from simulator.storm.application import outcome_of
+from simulator.programs import outcome_of
 from simulator.storm.clients import Visitor
 from simulator.storm.disturbances import Disturber
 from simulator.storm.evidence import gather, left_in_streams, listing_flaws
