@@ -7,8 +7,10 @@ own link answered; so neither a wrong clock nor a stalled server makes anybody's
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from zlib import crc32
+from collections import Counter
+from functools import lru_cache
+from hashlib import blake2b
+from math import ceil
 
 import msgspec
 
@@ -152,9 +154,9 @@ class LeaseTable:
         }
 
     def is_preferred(self, shard: int, now: float) -> bool:
-        """Whether rendezvous hashing gives the shard to this member among the live ones."""
+        """Whether the shard is to be this member's among the live ones (see `spread`)."""
         own = self._subjects.member(self._member.name).rpartition(".")[2]
-        return preferred_member(shard, self.live_members(now)) == own
+        return spread(self._subjects.shards, frozenset(self.live_members(now)))[shard] == own
 
     async def take(self, shard: int) -> Lease:
         """Take the shard under the next epoch, replacing the record seen last.
@@ -225,6 +227,18 @@ class LeaseTable:
         return Lease(shard, record.epoch, seq)
 
 
-def preferred_member(shard: int, members: Iterable[str]) -> str:
-    """Rendezvous (highest random weight) hashing: each member's weight for the shard, the highest wins."""
-    return max(members, key=lambda name: (crc32(f"{shard}/{name}".encode()), name))
+@lru_cache(maxsize=16)
+def spread(shards: int, members: frozenset[str]) -> tuple[str, ...]:
+    """Which member each shard is to belong to: rendezvous hashing, with no member above its even share.
+
+    All members that see the same others come to the same answer, and when one comes or goes few shards change hands.
+    """
+    share = ceil(shards / len(members))
+    held: Counter[str] = Counter()
+    owners: list[str] = []
+    for shard in range(shards):
+        # Not a CRC: those of names of one length differ by a constant, and one member would win every shard.
+        weights = {name: blake2b(f"{shard}/{name}".encode(), digest_size=8).digest() for name in members}
+        owners.append(max((name for name in members if held[name] < share), key=weights.__getitem__))
+        held[owners[-1]] += 1
+    return tuple(owners)
