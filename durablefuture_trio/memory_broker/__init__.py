@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from durablefuture_trio.memory_broker._broker import MemoryBroker
 from durablefuture_trio.memory_broker._faults import (
+    INJECTED_KINDS,
     AckFate,
     AppendFate,
     DeliveryFate,
@@ -33,6 +34,7 @@ from durablefuture_trio.memory_broker._schedulers import (
 from durablefuture_trio.memory_broker._server import MemoryServer
 
 __all__ = [
+    "INJECTED_KINDS",
     "AckFate",
     "AppendFate",
     "DeliveryFate",

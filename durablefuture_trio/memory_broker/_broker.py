@@ -184,6 +184,7 @@ class MemoryBroker:
         self._server.trace(link.name, f"{fate}", subject)
         answer = await self._ask(partial(read, fate.stale_by), answered=fate.answered, answer_after=fate.answer_after)
         if fate.incomplete and isinstance(answer, list):
+            self._server.count("incomplete_read")
             raise Incomplete(f"the answer to {subject} broke off")
         return answer
 
@@ -266,7 +267,9 @@ class MemoryBroker:
     # --- core ---------------------------------------------------------------------------------------------------------
 
     def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS) -> None:
-        if not self._link.faults.tell_is_lost(self._server.rng):
+        if self._link.faults.tell_is_lost(self._server.rng):
+            self._server.count("lost_tell")
+        else:
             self._link.post(partial(self._server.tell, Message(subject=subject, body=body, headers=headers)))
 
     @asynccontextmanager

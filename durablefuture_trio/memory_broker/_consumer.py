@@ -30,11 +30,18 @@ class Pull(Protocol):
 
 
 class _Unacked:
-    __slots__ = ("deadline", "delivered")
+    """Attributes:
+    deadline: when the wait ends.
+    delivered: how often it was delivered.
+    consumer_seq: of its first delivery.
+    """
 
-    def __init__(self, deadline: float, delivered: int) -> None:
+    __slots__ = ("consumer_seq", "deadline", "delivered")
+
+    def __init__(self, deadline: float, delivered: int, consumer_seq: int) -> None:
         self.deadline = deadline
         self.delivered = delivered
+        self.consumer_seq = consumer_seq
 
 
 class Consumer:
@@ -73,6 +80,9 @@ class Consumer:
         # In the order of their deadlines: the wait is one constant, and whoever starts anew goes to the end.
         self._unacked: OrderedDict[int, _Unacked] = OrderedDict()
         self._again: OrderedDict[int, None] = OrderedDict()
+        # Up to here everything is acknowledged, the server believes: by consumer and by stream sequence.
+        self._floor_consumer_seq = 0
+        self._floor_seq = 0
 
     def state(self) -> ConsumerState:
         return ConsumerState(name=self.name, ack_pending=len(self._unacked), pending=len(self._todo))
@@ -91,12 +101,30 @@ class Consumer:
     def removed(self, seq: int) -> None:
         """The stream holds this message no longer."""
         self._todo.pop(seq, None)
-        self._unacked.pop(seq, None)
-        self._again.pop(seq, None)
+        self.ack(seq)
+
+    def purged(self, seqs: Iterable[int]) -> None:
+        """These are about to be purged by their subject. The floor jumps above deliveries that still wait for their
+        acknowledgement: from then on it is wrong (m)."""
+        for seq in seqs:
+            unacked = self._unacked.pop(seq, None)
+            if unacked is not None:
+                self._again.pop(seq, None)
+                self._floor_consumer_seq = max(self._floor_consumer_seq, unacked.consumer_seq)
+
+    def forgot_below_floor(self) -> int:
+        """The server came back: what is at or below its floor it takes for acknowledged. It is neither waited for nor
+        delivered again, although the stream holds it (m). Returns how many that are."""
+        forgotten = [seq for seq in self._unacked if seq <= self._floor_seq]
+        for seq in forgotten:
+            del self._unacked[seq]
+            self._again.pop(seq, None)
+        return len(forgotten)
 
     def forgot_ack(self, seq: int, now: float) -> None:
         """The server came back without an acknowledgement: the message waits for one again."""
-        self._unacked[seq] = _Unacked(self._deadline(now), 1)
+        self._unacked[seq] = _Unacked(self._deadline(now), 1, 0)
+        self._floor_consumer_seq = self._floor_seq = 0
 
     def forgot_delivery(self, seqs: Iterable[int]) -> None:
         """The server came back without having delivered these: they are to be delivered for the first time."""
@@ -105,6 +133,7 @@ class Consumer:
             self._again.pop(seq, None)
             self._todo[seq] = None
         self._todo = OrderedDict.fromkeys(sorted(self._todo))
+        self._floor_consumer_seq = self._floor_seq = 0
 
     @property
     def unacked(self) -> list[int]:
@@ -115,10 +144,20 @@ class Consumer:
 
     def ack(self, seq: int) -> bool:
         """Acknowledge by stream sequence alone, whichever consumer of this name delivered it; False: not waiting."""
-        if self._unacked.pop(seq, None) is None:
+        unacked = self._unacked.pop(seq, None)
+        if unacked is None:
             return False
         self._again.pop(seq, None)
+        if unacked.consumer_seq == self._floor_consumer_seq + 1:
+            self._raise_floor(seq, unacked)
         return True
+
+    def _raise_floor(self, seq: int, unacked: _Unacked) -> None:
+        above = min((waiting for waiting in self._unacked if waiting > seq), default=None)
+        if above is None:
+            self._floor_consumer_seq, self._floor_seq = unacked.consumer_seq, seq
+        else:
+            self._floor_consumer_seq, self._floor_seq = self._unacked[above].consumer_seq - 1, above - 1
 
     def in_progress(self, seq: int, now: float) -> None:
         """Start the wait of this delivery anew."""
@@ -148,8 +187,9 @@ class Consumer:
             del (self._again if repeated else self._todo)[seq]
             earlier = self._unacked.pop(seq, None)
             delivered = earlier.delivered + 1 if earlier is not None else 1
-            self._unacked[seq] = _Unacked(self._deadline(now), delivered)
             self.delivered_seq += 1
+            first_seq = earlier.consumer_seq if earlier is not None else self.delivered_seq
+            self._unacked[seq] = _Unacked(self._deadline(now), delivered, first_seq)
             begun = True
             pull.send(self._delivery(stored, delivered), self.delivered_seq)
         return begun and self.ack_wait is not None

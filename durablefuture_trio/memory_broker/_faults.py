@@ -16,6 +16,39 @@ from durablefuture_trio.ports.broker import Append
 Span: TypeAlias = tuple[float, float]
 """A uniformly distributed number of seconds, from and to."""
 
+INJECTED_KINDS = frozenset(
+    {
+        "delayed_answer",
+        "delivered_into_dead_link",
+        "double_fire",
+        "dropped_append",
+        "forgotten_ack",
+        "forgotten_below_floor",
+        "forgotten_delivery",
+        "full",
+        "full_fire",
+        "incomplete_read",
+        "lands_after_link_loss",
+        "late_ack",
+        "late_append",
+        "late_fire",
+        "link_drop",
+        "lost_ack",
+        "lost_delivery",
+        "lost_puback",
+        "lost_tell",
+        "purged_replacement",
+        "racing_fire",
+        "server_kill",
+        "server_pause",
+        "server_stop",
+        "stale_read",
+        "unanswered_read",
+    }
+)
+"""What `MemoryServer.injected` counts. ``full`` is a publish refused, ``full_fire`` a fire; ``purged_replacement`` a
+fire that deleted an acknowledged replacement; a ``stale_read`` one whose answer was another than the present one."""
+
 F = TypeVar("F")
 
 

@@ -48,13 +48,18 @@ class Host(Protocol):
         """Report."""
         ...
 
+    def count(self, kind: str, times: int = 1) -> None:
+        """A fault has happened so often."""
+        ...
+
 
 class _Armed:
     """A stored schedule that has not fired.
 
     Attributes:
         collected: the server is about to fire it.
-        covered: an ordinary message came to its subject: it does not fire before a restart has read it in again (m).
+        covered: an ordinary message came to its subject: it does not fire before the server was killed and has read it
+            in again (m).
     """
 
     __slots__ = ("collected", "covered", "fate", "schedule", "stored")
@@ -90,21 +95,23 @@ class HostedStream:
         host, spec = self._host, self.stream.spec
         if append.neutralise and not spec.schedules:
             raise Rejected("per-message TTL is disabled", TTL_DISABLED)
+        self.stream.check_expectation(append)
         if append.schedule is not None:
             self._check_schedule(append.subject, append.schedule)
         now = host.scheduler.now()
-        duplicate = self.stream.check(append, now)
+        duplicate = self.stream.duplicate_of(append, now)
         if duplicate is not None:
             host.trace(who, "duplicate", append.subject)
             return duplicate
         if host.full:
+            host.count("full")
             raise StoreFull("insufficient resources")
-        if spec.schedules and append.schedule is None and self._armed:
+        if append.schedule is None:
             self._cover(append.subject)
         stored = self.store(append.subject, append.body, append.headers, append.message_id)
         host.trace(who, "stored", append.subject)
         if append.neutralise or append.schedule is not None:
-            self._roll_up(stored)
+            self.purge(append.subject, keep=1)
         if append.neutralise:
             self._expiring[stored.seq] = now + NEUTRALISED_FOR_S
             host.later(now + NEUTRALISED_FOR_S, partial(self._expire, stored.seq))
@@ -137,14 +144,12 @@ class HostedStream:
         """Remove all but the last `keep` on a pattern; how many."""
         found = [stored.seq for stored in self.stream.matching(subject)]
         doomed = found[: len(found) - keep] if keep else found
+        for consumer in self.consumers.values():
+            consumer.purged(doomed)
         for seq in doomed:
             self.remove(seq)
+        self.stream.purged_whole |= subject == ">" and not keep
         return len(doomed)
-
-    def _roll_up(self, stored: Stored) -> None:
-        for earlier in list(self.stream.matching(stored.subject)):
-            if earlier.seq != stored.seq:
-                self.remove(earlier.seq)
 
     def _expire(self, seq: int) -> None:
         self.remove(seq)
@@ -159,6 +164,8 @@ class HostedStream:
             raise Rejected("message schedules target is invalid", SCHEDULE_TARGET_INVALID)
 
     def _cover(self, subject: str) -> None:
+        if not self._armed:
+            return
         armed = self._armed.get(self.stream.last_seq_of(subject))
         if armed is not None:
             armed.covered = True
@@ -179,13 +186,19 @@ class HostedStream:
 
     def _fire(self, armed: _Armed) -> None:
         stored = armed.stored
-        if self._host.full:
-            self._host.trace("server", "fire refused: full", stored.subject)
+        host, fate = self._host, armed.fate
+        if host.full:
+            host.count("full_fire")
+            host.trace("server", "fire refused: full", stored.subject)
             return  # and `collected` stays set: the server tries again only after a restart
-        for _ in range(armed.fate.times):
-            self._host.trace("server", "fire", stored.subject)
+        host.count("late_fire", fate.late_by > 0)
+        host.count("racing_fire", fate.stored_after > 0)
+        host.count("double_fire", fate.times > 1)
+        for _ in range(fate.times):
+            host.trace("server", "fire", stored.subject)
             self.store(armed.schedule.target, stored.body, stored.headers)
         # The subject is purged without a look at what it holds by now, an acknowledged replacement included.
+        host.count("purged_replacement", self.stream.last_seq_of(stored.subject) > stored.seq)
         self.purge(stored.subject, 0)
 
     # --- consumers ----------------------------------------------------------------------------------------------------
@@ -273,24 +286,39 @@ class HostedStream:
         for consumer in self.consumers.values():
             consumer.pulls.clear()
 
-    def server_came_back(self, forget_acks: int | None) -> None:
+    def server_came_back_from_kill(self, forget_acks: int | None) -> None:
         """Read everything in again: schedules, ids of duplicates, and acknowledgements but for the forgotten ones."""
+        for armed in self._armed.values():
+            armed.covered = False
+        self._read_in()
         self._forget_acks(forget_acks)
+        for consumer in self.consumers.values():
+            self._forget_deliveries(consumer)
+            self._watch_ack_wait(consumer)
+
+    def server_came_back_from_stop(self) -> None:
+        """Read everything in again, as it was written down: a covered schedule stays covered (m)."""
+        self._read_in()
+        for consumer in self.consumers.values():
+            self._watch_ack_wait(consumer)
+
+    def _read_in(self) -> None:
         self.stream.forget_duplicates_of_removed()
         for seq, armed in self._armed.items():
-            armed.collected = armed.covered = False
+            armed.collected = False
             self._arm(seq, armed)
         for seq, due in self._expiring.items():
             self._host.later(due, partial(self._expire, seq))
         for consumer in self.consumers.values():
-            self._forget_deliveries(consumer)
+            self._host.count("forgotten_below_floor", consumer.forgot_below_floor())
             consumer.watched = False
-            self._watch_ack_wait(consumer)
 
     def _forget_deliveries(self, consumer: Consumer) -> None:
         share, rng = self._host.faults.forgotten_delivery, self._host.rng
         if share > 0:
-            consumer.forgot_delivery([seq for seq in consumer.unacked if rng.random() < share])
+            forgotten = [seq for seq in consumer.unacked if rng.random() < share]
+            consumer.forgot_delivery(forgotten)
+            self._host.count("forgotten_delivery", len(forgotten))
 
     def _forget_acks(self, count: int | None) -> None:
         host = self._host
@@ -300,6 +328,7 @@ class HostedStream:
         else:
             lost = list(self._acked)[-count:] if count > 0 else []
         self._acked.clear()
+        host.count("forgotten_ack", len(lost))
         if lost:
             self.stream.bring_back(lost)
         for stored in lost:

@@ -33,12 +33,13 @@ class Attached(Protocol):
 class Exchange(Generic[T]):
     """A question to the server that waits for its answer."""
 
-    __slots__ = ("deadline", "in_flight", "on_outcome", "perform")
+    __slots__ = ("deadline", "in_flight", "is_append", "on_outcome", "perform")
 
     def __init__(
-        self, perform: Callable[[], T], on_outcome: Callable[[T | BrokerError], None], deadline: float
+        self, perform: Callable[[], T], on_outcome: Callable[[T | BrokerError], None], deadline: float, is_append: bool
     ) -> None:
         self.perform = perform
+        self.is_append = is_append
         self.on_outcome = on_outcome
         self.deadline = deadline
         self.in_flight = True
@@ -109,6 +110,7 @@ class MemoryLink:
             restore_after: seconds until it is back; None: `restore` will say.
         """
         self._cut = True
+        self._server.count("link_drop", self._up)
         self._go_down(server_lives=True)
         if restore_after is not None:
             self._scheduler.call_at(self._scheduler.now() + restore_after, self.restore)
@@ -177,7 +179,14 @@ class MemoryLink:
     def _land_after_loss(self, perform: Callable[[], object]) -> None:
         after = self.faults.lands_after_loss(self._server.rng)
         if after is not None:
-            self._server.later(self._scheduler.now() + after, partial(_perform_unheard, perform))
+            self._land_late("lands_after_link_loss", after, perform)
+
+    def _land_late(self, kind: str, after: float, perform: Callable[[], object]) -> None:
+        def land() -> None:
+            self._server.count(kind)
+            _perform_unheard(perform)
+
+        self._server.later(self._scheduler.now() + after, land)
 
     # --- traffic ------------------------------------------------------------------------------------------------------
 
@@ -201,7 +210,7 @@ class MemoryLink:
             answer_after: extra seconds until the answer.
         """
         now = self._scheduler.now()
-        exchange = Exchange(perform, on_outcome, now + self.answer_timeout)
+        exchange = Exchange(perform, on_outcome, now + self.answer_timeout, is_append)
         self.process.sends()
         if self._dead:
             return exchange
@@ -214,12 +223,13 @@ class MemoryLink:
         if lands_after is None or not answered or lands_after + answer_after >= self.answer_timeout:
             self._expire(exchange)
         if lands_after is None:
+            self._server.count("dropped_append")
             exchange.in_flight = False
             return exchange
         hop = self.faults.hop(self._server.rng)
         if lands_after >= self.answer_timeout:
             exchange.in_flight = False
-            self._server.later(now + hop + lands_after, partial(_perform_unheard, perform))
+            self._land_late("late_append", hop + lands_after, perform)
             return exchange
         if is_append:
             at = self._appends_arrive = max(now + hop + lands_after, self._appends_arrive)
@@ -235,14 +245,17 @@ class MemoryLink:
         """Have the server do something and expect no answer. With `lands_after` it is on its way for so many extra
         seconds, whatever becomes of the link."""
         self.process.sends()
-        if self._dead or lands_after is None:
+        if self._dead:
+            return
+        if lands_after is None:
+            self._server.count("lost_ack")
             return
         if not self._up:
             self._land_after_loss(perform)
             return
         now = self._scheduler.now()
         if lands_after:
-            self._server.later(now + lands_after, partial(_perform_unheard, perform))
+            self._land_late("late_ack", lands_after, perform)
             return
         at = self._requests_arrive = max(now + self.faults.hop(self._server.rng), self._requests_arrive)
         if at <= now:
@@ -305,11 +318,14 @@ class MemoryLink:
             outcome = exchange.perform()
         except BrokerError as error:
             outcome = error
-        if answered:
+        if not answered:
+            self._server.count("lost_puback" if exchange.is_append else "unanswered_read")
+        else:
             # Also without latency the answer is a call of its own: the asker must not be called from within its call.
             now = self._scheduler.now()
             at = max(now + self.faults.hop(self._server.rng), self._answers_arrive)
             if answer_after:
+                self._server.count("delayed_answer")
                 at += answer_after
             else:
                 self._answers_arrive = at

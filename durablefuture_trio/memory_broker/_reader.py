@@ -110,7 +110,10 @@ class MemoryReader:
         """`Pull.send`."""
         self._outstanding_bytes += _size(delivery)
         fate = self._link.faults.delivery_fate(self._server.rng, delivery.subject)
+        if not self._link.up:
+            self._server.count("delivered_into_dead_link")
         if fate is not None and fate.arrives_after is None:
+            self._server.count("lost_delivery", self._link.up)
             if self._contiguous:
                 due = self._server.scheduler.now() + HEARTBEAT_S
                 self._link.process.call_at(due, partial(self._heartbeat, consumer_seq))

@@ -6,6 +6,7 @@ links and of the scheduler.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
@@ -17,7 +18,7 @@ from durablefuture_trio.memory_broker._faults import FaultPlan
 from durablefuture_trio.memory_broker._hosted import HostedStream
 from durablefuture_trio.memory_broker._schedulers import Callback, Process, Scheduler
 from durablefuture_trio.memory_broker._stream import REMEMBERED_REMOVALS, Stream
-from durablefuture_trio.memory_broker._subjects import is_literal, overlap
+from durablefuture_trio.memory_broker._subjects import overlap
 from durablefuture_trio.ports.broker import (
     Append,
     BrokerLimits,
@@ -36,16 +37,11 @@ if TYPE_CHECKING:
 MAX_SUBJECTS_OF_A_WILDCARD = 1024
 """nats-server answers 413 to a multi_last that matches more."""
 
-NEUTRALISED_FOR_S = 1.0
-"""Nats-TTL of a neutralised subject."""
-
 SILENT_AFTER_S = 5.0
 """A reader gives up after two missed idle heartbeats."""
 
 _STREAM_NOT_FOUND = 10059
 _SUBJECTS_OVERLAP = 10065
-_SCHEDULES_DISABLED = 10188
-_SCHEDULE_TARGET_INVALID = 10190
 _TOO_MANY_RESULTS = 413
 _NO_RESPONDERS = 503
 
@@ -61,7 +57,9 @@ class MemoryServer:
 
     Attributes:
         faults: may be changed at any time.
-        full: the store has no room; publishes and new streams are refused.
+        full: the store has no room: publishes are refused, and schedules that come due meanwhile are stuck until the
+            server restarts. Acknowledgements, deletions, new consumers and new streams are admitted (m).
+        injected: how often each fault has really happened, by kind; `INJECTED_KINDS` are all there are.
         on_trace: called with (time, who, what, subject or name) for everything that happens; for simulations to show.
     """
 
@@ -78,12 +76,14 @@ class MemoryServer:
         self.faults = faults if faults is not None else FaultPlan()
         self.limits = BrokerLimits(max_payload_bytes=max_payload_bytes, server_version="2.15.1")
         self.full = False
+        self.injected: Counter[str] = Counter()
         self.on_trace: Callable[[float, str, str, str], None] | None = None
         self.links: list[MemoryLink] = []
         self._streams: dict[str, HostedStream] = {}
         self._streams_made = 0
         self._subscriptions: list[Subscription] = []
         self._running = True
+        self._stopped_in_good_order = False
         self._incarnation = 1
         self._pauses = 0
         self._backlog: list[Callback] | None = None
@@ -124,6 +124,7 @@ class MemoryServer:
             return
         self._backlog = []
         self._pauses += 1
+        self.count("server_pause")
         self.scheduler.call_at(self.scheduler.now() + SILENT_AFTER_S, partial(self._silence, self._pauses))
         self.trace("server", "pause")
 
@@ -141,10 +142,20 @@ class MemoryServer:
 
     def kill(self) -> None:
         """SIGKILL: every link is lost, what was on its way is not stored."""
+        self._end("kill", in_good_order=False)
+
+    def stop(self) -> None:
+        """SIGTERM: the same for the links. But acknowledgements, deliveries and which schedules are covered by a plain
+        message are written down first: a later `start` has forgotten nothing."""
+        self._end("stop", in_good_order=True)
+
+    def _end(self, what: str, *, in_good_order: bool) -> None:
         if not self._running:
             return
-        self.trace("server", "kill")
+        self.trace("server", what)
+        self.count(f"server_{what}")
         self._running = False
+        self._stopped_in_good_order = in_good_order
         self._backlog = None
         self._incarnation += 1
         for hosted in self._streams.values():
@@ -153,17 +164,20 @@ class MemoryServer:
             link.server_died()
 
     def start(self, *, forget_acks: int | None = None) -> None:
-        """Come back after `kill` with every stored message; links reconnect.
+        """Come back after `kill` or `stop` with every stored message; links reconnect.
 
         Args:
-            forget_acks: how many of each work queue's latest acknowledgements are forgotten; default: the share that
-                `FaultPlan.forgotten_ack` says, drawn one by one.
+            forget_acks: after a kill, how many of each work queue's latest acknowledgements are forgotten; default: the
+                share that `FaultPlan.forgotten_ack` says, drawn one by one.
         """
         if self._running:
             return
         self._running = True
         for hosted in self._streams.values():
-            hosted.server_came_back(forget_acks)
+            if self._stopped_in_good_order:
+                hosted.server_came_back_from_stop()
+            else:
+                hosted.server_came_back_from_kill(forget_acks)
         self.trace("server", "start")
         for link in self.links:
             link.server_came_back()
@@ -177,6 +191,11 @@ class MemoryServer:
         """Report to `on_trace`."""
         if self.on_trace is not None:
             self.on_trace(self.scheduler.now(), who, what, subject)
+
+    def count(self, kind: str, times: int = 1) -> None:
+        """A fault of this kind has happened so often."""
+        if times:  # no entry for what never happened
+            self.injected[kind] += times
 
     def later(self, when: float, call: Callback) -> None:
         """Have the server do something later: not if it has been killed meanwhile, and after a pause, not in it."""
@@ -261,19 +280,15 @@ class MemoryServer:
         if confirmed:
             return self._hosted(stream).stream.last(subject)
         held = self._direct(stream)
-        return held.last(subject, _as_of(held, stale_by))
+        stored = held.last(subject, _as_of(held, stale_by))
+        self.count("stale_read", bool(stale_by) and stored != held.last(subject))
+        return stored
 
     def many(self, stream: str, subjects: Sequence[str], stale_by: int = 0) -> list[Stored]:
         """`Broker.many`, perhaps as it was so many changes ago."""
         held = self._direct(stream)
-        as_of = _as_of(held, stale_by)
-        found: dict[int, Stored] = {}
-        for subject in subjects:
-            if as_of is None and is_literal(subject):
-                if (stored := held.get(held.last_seq_of(subject))) is not None:
-                    found[stored.seq] = stored
-            else:
-                found.update((stored.seq, stored) for stored in held.last_per_subject(subject, as_of))
+        found = held.last_of_each(subjects, _as_of(held, stale_by))
+        self.count("stale_read", bool(stale_by) and found != held.last_of_each(subjects))
         if len(found) > MAX_SUBJECTS_OF_A_WILDCARD:
             raise Rejected("Too Many Results", _TOO_MANY_RESULTS)
         return [found[seq] for seq in sorted(found)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from durablefuture_trio.memory_broker._subjects import is_literal, literal_prefix, matcher
@@ -35,12 +35,14 @@ class Stream:
         created: identity, as in `StreamState`.
         revision: counts every message added or removed; stale reads are as of an earlier one.
         removals: the latest messages removed, oldest first.
+        purged_whole: a purge of everything has counted the first sequence on, also of a stream that held nothing (m).
     """
 
     def __init__(self, spec: StreamSpec, created: str) -> None:
         self.spec = spec
         self.created = created
         self.revision = 0
+        self.purged_whole = False
         self.removals: deque[Removed] = deque(maxlen=REMEMBERED_REMOVALS)
         self._last_seq = 0
         self._messages: dict[int, Stored] = {}
@@ -52,16 +54,19 @@ class Stream:
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
-    def check(self, append: Append, now: float) -> int | None:
-        """The sequence of the message this one duplicates, or None: store it.
+    def check_expectation(self, append: Append) -> None:
+        """Look at this before duplicates, as an unreplicated stream does (m).
 
         Raises:
-            Conflict: the expected last sequence is another one (looked at first, as an unreplicated stream does).
+            Conflict: the expected last sequence is another one.
         """
         if append.expect_last is not None:
             last = self.last_seq_of(append.subject)
             if last != append.expect_last:
                 raise Conflict(f"{append.subject}: expected last sequence {append.expect_last}, it is {last}")
+
+    def duplicate_of(self, append: Append, now: float) -> int | None:
+        """The sequence of the message this one duplicates, or None: store it."""
         if append.message_id is None:
             return None
         known = self._duplicates.get(append.message_id)
@@ -168,6 +173,17 @@ class Stream:
                 found[stored.subject] = stored
         return sorted(found.values(), key=lambda stored: stored.seq)
 
+    def last_of_each(self, subjects: Sequence[str], as_of: int | None = None) -> dict[int, Stored]:
+        """The last message of every subject that matches one of these, by sequence."""
+        found: dict[int, Stored] = {}
+        for subject in subjects:
+            if as_of is None and is_literal(subject):
+                if (stored := self.get(self.last_seq_of(subject))) is not None:
+                    found[stored.seq] = stored
+            else:
+                found.update((stored.seq, stored) for stored in self.last_per_subject(subject, as_of))
+        return found
+
     def matching(self, pattern: str, after: int = 0) -> Iterator[Stored]:
         """Messages on the pattern with a sequence above `after`, in stream order."""
         messages, fits = self._messages, matcher(pattern)
@@ -182,7 +198,7 @@ class Stream:
     def state(self, consumers: int) -> StreamState:
         """The stream's figures."""
         # A stream that never held anything says 0, an emptied one the sequence that comes next.
-        first = next(iter(self._messages), self._last_seq + 1 if self._last_seq else 0)
+        first = next(iter(self._messages), self._last_seq + 1 if self._last_seq or self.purged_whole else 0)
         return StreamState(
             messages=len(self._messages),
             first_seq=first,
