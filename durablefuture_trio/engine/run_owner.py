@@ -440,6 +440,11 @@ class RunOwner:
         self._out(out.Load())
         return False
 
+    def _load_wake(self) -> float | None:
+        # Without anything to do for the id nobody reads it, and a time that has passed would wake its owner for ever.
+        wants_it = self.knowledge is Knowledge.NONE and (self._inputs or self._anchors)
+        return self._load_retry_at if wants_it else None
+
     def _preempt(self, now: float) -> bool:
         """A terminate does not wait for the sandbox: the stimulus under way stays without its activation."""
         if self._awaits not in (Waiting.ACTIVATION, Waiting.REPLAY) or self._flight is not None:
@@ -866,7 +871,7 @@ class RunOwner:
     def _settle(self, now: float) -> None:
         settling, state = self._settling, self.state
         if self.is_busy:
-            settling.busy(earliest(self._slow_start_wake(), self._load_retry_at))
+            settling.busy(earliest(self._slow_start_wake(), self._load_wake()))
         elif self._anchors and not self._is_confirmed and self.blocked is None:
             # To let go of the last message on a replica's word could leave nobody to wake the run.
             self._ask_leader()

@@ -126,6 +126,23 @@ def test_nothing_is_decided_while_ownership_is_in_doubt_and_outcomes_are_kept() 
     assert driver.kinds[-1] == "WorkflowCompleted"
 
 
+def test_an_id_that_could_not_be_read_is_not_woken_for_it_when_there_is_nothing_left_to_do() -> None:
+    driver = Driver()
+    driver.held.add(out.Load)
+    driver.terminate(seq=5)
+    driver.pop(out.Load)
+    driver.owner.load_failed(None, driver.now)
+    driver.answer(out.WakeAt)
+    assert driver.wake_at == driver.now + 1
+    driver.owner.suspend()
+    driver.now += 10
+    driver.owner.resume(driver.now)
+    driver.answer(out.WakeAt)
+    assert driver.wake_at is None
+    driver.terminate(seq=5)
+    assert driver.asks(out.Load)
+
+
 def test_the_consumed_mark_covers_what_was_applied_and_what_was_refused_and_goes_on_across_runs() -> None:
     driver = Driver().running(schedule(1))
     driver.start("q2", seq=7)
