@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--embedded", action="store_true", default=None, help="the server is the supervisor's own")
     parser.add_argument("--shared", dest="embedded", action="store_false", help="the server is nobody's own")
     parser.add_argument("--directory", type=Path, help="where everything is kept (default: a temporary one)")
+    parser.add_argument("--keep", action="store_true", help="keep what is known about rounds without anomalies, too")
     parser.add_argument("--json", action="store_true", help="the report as JSON")
     return parser
 
@@ -107,7 +108,7 @@ async def _round(plan: Plan, home: Path, number: int, options: argparse.Namespac
     try:
         observed = await run_round(plan, home)
         report = observed.report
-        keep = bool(report.anomalies)
+        keep = bool(report.anomalies) or options.keep
         say(_of_round(report))
         if keep:
             if observed.evidence is not None:

@@ -32,9 +32,9 @@ async def real_work(behaviour: Behaviour, value: int) -> int:
         plan = plan_of("work", (behaviour, value), _failed())
         await trio.sleep(plan.duration_s)
         if plan.how == "hang":
-            if _variant(2):
-                await trio.sleep_forever()
-            _hang_for_ever()  # heeds no cancel, and nobody else in the process goes on
+            if _variant(4) == 0:
+                _hang_for_ever()  # heeds no cancel, and nobody else in the process goes on
+            await trio.sleep_forever()
         _misbehave(plan.how, plan.error)
         return mix("work", value)
 

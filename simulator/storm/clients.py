@@ -21,8 +21,9 @@ from durablefuture_trio.errors import (
     WorkflowTerminatedError,
     WorkflowTimedOutError,
 )
-from simulator.oracle import EndTold, StartTold, TerminateTold, Told
+from simulator.oracle import EndTold, StartTold, TerminateTold
 from simulator.programs import program
+from simulator.storm.words import Words
 
 if TYPE_CHECKING:
     from simulator.storm.plan import Assignment
@@ -46,23 +47,32 @@ class Visitor:
     """Carries out one assignment, with clients over different connections.
 
     Attributes:
-        doing: what it waits for, for reports.
+        doing: what it waits for, for reports; empty: nothing any more.
+
+    Args:
+        elapsed_s: how long ago the round began. Above 0 this may be a later life of the client: what was told to the
+            earlier one is not asked again.
     """
 
-    def __init__(self, assignment: Assignment, clients: list[Client], told: list[Told]) -> None:
+    def __init__(self, assignment: Assignment, clients: list[Client], words: Words, elapsed_s: float = 0.0) -> None:
         self.doing = "its time"
         self._assignment = assignment
         self._workflow_id = assignment.workflow_id
         self._clients = clients
-        self._told = told
+        self._words = words
+        self._elapsed_s = elapsed_s
         self._rng = Random(assignment.seed)
         self._requests = 0
 
     async def run(self) -> None:
-        """Come at the time of the assignment and do as is its habit; returns when all that is known."""
-        await trio.sleep(self._assignment.at_s)
+        """Come at the time of the assignment and do as is its habit; returns when all is known."""
+        await trio.sleep(max(0.0, self._assignment.at_s - self._elapsed_s))
         habit: Callable[[], Awaitable[None]] = getattr(self, f"_{self._assignment.habit}")
-        await habit()
+        try:
+            await habit()
+        except Exception as error:  # noqa: BLE001 - reported
+            self._words.fail(f"{self._workflow_id}: a client was told {error!r}")
+        self.doing = ""
 
     # --- habits ---
 
@@ -166,6 +176,10 @@ class Visitor:
         reuse: ReusePolicy = "allow",
         execution_timeout: float | None = None,
     ) -> WorkflowHandle[Any] | None:
+        known = self._words.decision(request_id) if self._elapsed_s else None
+        if known is not None:  # by an earlier life of this process
+            run_id = known.run_id if isinstance(known, StartTold) else None
+            return None if run_id is None else self._client().handle(self._workflow_id, run_id=run_id)
         self.doing = f"the answer to start {request_id}"
         try:
             handle = await self._client().start(
@@ -178,9 +192,9 @@ class Visitor:
                 execution_timeout=execution_timeout,
             )
         except WorkflowAlreadyStartedError:
-            self._told.append(StartTold(self._workflow_id, request_id, None, new=False))
+            self._words.add(StartTold(self._workflow_id, request_id, None, new=False))
             return None
-        self._told.append(StartTold(self._workflow_id, request_id, handle.run_id, new=conflict != "use_existing"))
+        self._words.add(StartTold(self._workflow_id, request_id, handle.run_id, new=conflict != "use_existing"))
         return handle
 
     async def _wait(self, handle: WorkflowHandle[Any]) -> None:
@@ -196,13 +210,14 @@ class Visitor:
             how = "WorkflowTerminated"
         except WorkflowTimedOutError:
             how = "WorkflowTimedOut"
-        self._told.append(EndTold(self._workflow_id, run_id, how))
-        self.doing = "nothing"
+        self._words.add(EndTold(self._workflow_id, run_id, how))
 
     async def _end(self, request_id: str) -> None:
+        if self._elapsed_s and self._words.decision(request_id) is not None:
+            return
         self.doing = f"the answer to terminate {request_id}"
         applied = False
         with suppress(WorkflowNotFoundError, RequestFailedError):
             await self._client().handle(self._workflow_id).terminate("lost patience", request_id=request_id)
             applied = True
-        self._told.append(TerminateTold(self._workflow_id, request_id, applied))
+        self._words.add(TerminateTold(self._workflow_id, request_id, applied))

@@ -42,6 +42,8 @@ class Disturber:
             "stop replay process": (2, lambda: self._stop(self._replays())),
             "stop activity process": (2, lambda: self._stop(self._workers())),
             "stop supervisor": (4, lambda: self._stop([it.pid for it in self._installation.running])),
+            "kill client": (2, self._kill_client),
+            "stop client": (1, lambda: self._stop([self._installation.client.pid] if self._client_runs else [])),
             "stop server": (2, lambda: self._stop(self._servers())),
         }
 
@@ -90,7 +92,17 @@ class Disturber:
         if supervisor is None:
             return None
         supervisor.send_signal(signal.SIGKILL)
-        return supervisor.config.parent.name
+        return supervisor.name
+
+    @property
+    def _client_runs(self) -> bool:
+        return self._installation.client.is_running
+
+    async def _kill_client(self) -> str | None:
+        if not self._client_runs:
+            return None
+        self._installation.client.send_signal(signal.SIGKILL)
+        return self._installation.client.name
 
     async def _kill_tree(self) -> str | None:
         supervisor = self._supervisor()
@@ -103,7 +115,7 @@ class Disturber:
         for pid in pids:
             self._send(pid, signal.SIGKILL)
         supervisor.send_signal(signal.SIGKILL)
-        return supervisor.config.parent.name
+        return supervisor.name
 
     async def _kill_server(self) -> str | None:
         server = self._installation.server
@@ -133,7 +145,7 @@ class Disturber:
         supervisor.send_signal(signal.SIGTERM)
         if self._rng.random() < 0.3:
             self._lasting.start_soon(self._terminate_again, supervisor.pid, self._rng.uniform(0, 3))
-        return supervisor.config.parent.name
+        return supervisor.name
 
     async def _terminate_again(self, pid: int, after_s: float) -> None:
         await trio.sleep(after_s)

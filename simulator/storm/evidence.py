@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from durablefuture_trio.authoring.registry import Registry
@@ -24,7 +25,7 @@ _STATUS: dict[str, Status] = {
 }
 
 
-async def gather(directory: Path, plan: Plan, told: list[Told], broker: Broker, subjects: Subjects) -> Evidence:
+async def gather(directory: Path, plan: Plan, told: Sequence[Told], broker: Broker, subjects: Subjects) -> Evidence:
     """Read all of it.
 
     Raises:

@@ -6,7 +6,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 
@@ -15,11 +15,13 @@ import trio
 from durablefuture_trio._ids import new_id
 from durablefuture_trio.client._connect import find_server
 from durablefuture_trio.nats_bridge import ConnectOptions
+from simulator.storm.client_process import ClientProcess
 from simulator.storm.nats_server import NatsServer, nats_server
 from simulator.storm.plan import Plan
 from simulator.storm.processes import (
     MARKER_VARIABLE,
     NotInTime,
+    RestartableProcess,
     SupervisorProcess,
     command_line,
     eventually,
@@ -66,6 +68,7 @@ class Installation:
 
     Attributes:
         server: the nats-server, unless a supervisor embeds it.
+        client: the clients in a process of their own.
         exits: with which codes supervisors have ended, how often.
         marker: what every process of the round has inherited.
     """
@@ -78,10 +81,13 @@ class Installation:
         self._trace = trace
         self._keeping: trio.CancelScope | None = None
         environment = {MARKER_VARIABLE: self.marker, DIRECTORY_VARIABLE: str(directory)}
-        self.supervisors = [
+        self.supervisors: list[SupervisorProcess] = [
             SupervisorProcess(self._configured(directory / f"S{number}"), environment)
             for number in range(plan.supervisors)
         ]
+        home = directory / "clients"
+        home.mkdir()
+        self.client = ClientProcess(home, self.supervisors[0].config, plan, NAMESPACE, environment)
 
     def _configured(self, home: Path) -> Path:
         home.mkdir()
@@ -104,25 +110,25 @@ class Installation:
     # --- started again whenever they end ---
 
     async def keep(self) -> None:
-        """Start every supervisor that is not running, again and again; it may take a while. Until `leave_alone`."""
+        """Start every process that ends, again and again; it may take a while. Until `leave_alone`."""
         with trio.CancelScope() as self._keeping:
             async with trio.open_nursery() as nursery:
-                for number, supervisor in enumerate(self.supervisors):
-                    nursery.start_soon(self._keep, supervisor, Random(f"keeper {number} {self.plan.seed}"))
+                nursery.start_soon(self._keep, self.client, Counter())
+                for supervisor in self.supervisors:
+                    nursery.start_soon(self._keep, supervisor, self.exits)
 
-    async def _keep(self, supervisor: SupervisorProcess, rng: Random) -> None:
-        name = supervisor.config.parent.name
+    async def _keep(self, process: RestartableProcess, exits: Counter[int]) -> None:
+        rng = Random(f"keeper of {process.name} {self.plan.seed}")
         while True:
-            code = await supervisor.until_exited()
-            self._note_exit(name, code)
+            code = await process.until_exited()
+            exits[code] += 1
+            self._trace.note("exited", f"{process.name} with code {code}")
+            if process is self.client and code == 0:
+                return  # they know all they wanted to know
             # Now at once, now after others have taken over.
             await trio.sleep(rng.choice((0.0, 0.0, 0.3, 1.0, 2.0 * self.plan.lease_s)))
-            self._trace.note("started", name)
-            supervisor.spawn()
-
-    def _note_exit(self, name: str, code: int) -> None:
-        self.exits[code] += 1
-        self._trace.note("exited", f"{name} with code {code}")
+            self._trace.note("started", process.name)
+            process.spawn()
 
     def leave_alone(self) -> None:
         """Nobody is started again from now on."""
@@ -142,6 +148,8 @@ class Installation:
                 supervisor.spawn()
         for supervisor in self.supervisors:
             await supervisor.until_ready()
+        if not self.client.is_running:
+            self.client.spawn()
 
     async def start_server(self) -> None:
         """On its port, which others may use for a moment.
@@ -172,7 +180,7 @@ class Installation:
         for supervisor in self.running:
             supervisor.send_signal(signal.SIGTERM)
         for supervisor in self.supervisors:
-            name = supervisor.config.parent.name
+            name = supervisor.name
             with trio.move_on_after(STOP_WITHIN_S) as scope:
                 code = await supervisor.until_exited()
                 if code != 0:
@@ -212,6 +220,5 @@ async def _installed(installation: Installation) -> AsyncIterator[Installation]:
         # Once more for those that were just being started by processes killed the first time.
         while marked_processes(installation.marker):
             installation.kill_everything()
-        for supervisor in installation.supervisors:
-            with suppress(ProcessLookupError):
-                supervisor.kill_now()
+        for process in (*installation.supervisors, installation.client):
+            process.kill_now()

@@ -13,6 +13,9 @@ from simulator.storm.clients import HABITS
 STARTS_PER_S = 1.2
 """Two cores do about ten times that when nobody disturbs them."""
 
+APART = 0.3
+"""Share of the workflow ids whose clients are in a process that is killed, too."""
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -21,6 +24,7 @@ class Assignment:
     Attributes:
         at_s: when the first client comes, seconds from the beginning of the round.
         expected: how each of its runs has to end.
+        apart: its clients are in a process of their own.
         seed: of what the clients do.
     """
 
@@ -29,6 +33,7 @@ class Assignment:
     expected: Outcome
     at_s: float
     habit: str
+    apart: bool
     seed: str
 
     @classmethod
@@ -41,6 +46,7 @@ class Assignment:
             expected=expected,
             at_s=rng.uniform(0, 0.95 * seconds),
             habit=rng.choice(HABITS),
+            apart=rng.random() < APART,
             seed=f"{seed} {workflow_id}",
         )
 
@@ -81,7 +87,7 @@ class Plan:
             "lease_s": rng.choice((2.0, 2.0, 5.0)),
             "shards": rng.choice((1, 4)),
             "replays": rng.randint(1, 2),
-            "workers": rng.randint(1, 2),
+            "workers": rng.randint(2, 3),  # one alone is brought down all the time
             "concurrency": rng.choice((3, 50)),
             "cached_workflows": rng.choice((1, 5, 1000)),
         }

@@ -1,4 +1,4 @@
-"""Real processes: a supervisor that can be started again and again, and looking at processes of others."""
+"""Real processes: programs that can be started again and again, supervisors among them, and a look at others."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ async def eventually(condition: Callable[[], bool], words: str, *, within_s: flo
     raise NotInTime(f"not within {within_s:g} s: {words}")
 
 
-class SupervisorProcess:
-    """One supervisor; `start` it again as often as you like. Each start logs to a file of its own.
+class RestartableProcess:
+    """A program in a process of its own; `spawn` it again as often as you like. Each start logs to a file of its own.
 
     Args:
         config: its configuration file; the logs are written beside it.
@@ -55,8 +55,13 @@ class SupervisorProcess:
         self._starts = 0
 
     @property
+    def name(self) -> str:
+        """That of its directory."""
+        return self.config.parent.name
+
+    @property
     def pid(self) -> int:
-        assert self._process is not None, "the supervisor is not running"
+        assert self._process is not None, f"{self.name} is not running"
         return self._process.pid
 
     @property
@@ -85,8 +90,7 @@ class SupervisorProcess:
 
     def command(self) -> list[str]:
         """What is executed."""
-        program = "import sys; from durablefuture_trio.cli import supervisor_main; sys.exit(supervisor_main())"
-        return [sys.executable, "-X", "faulthandler", "-c", program, "--config", str(self.config)]
+        raise NotImplementedError
 
     def spawn(self) -> None:
         """Start it. Forks in this thread: its parent-death signal is tied to it."""
@@ -104,31 +108,9 @@ class SupervisorProcess:
                 preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509 - one call into libc that is bound already
             )
 
-    async def until_ready(self) -> None:
-        """Wait until it is ready.
-
-        Raises:
-            NotInTime: it is not, or has ended.
-        """
-        await self.until(lambda: "supervisor is ready" in self.log)
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until a condition holds, as long as the supervisor runs.
-
-        Raises:
-            NotInTime: it does not, or the supervisor has ended.
-        """
-
-        def holds() -> bool:
-            if not self.is_running:
-                raise NotInTime(f"the supervisor has ended with code {self.returncode}:\n{self.log}")
-            return condition()
-
-        await eventually(holds, "the supervisor is ready")
-
     async def until_exited(self) -> int:
         """Wait until it has ended; returns its exit code."""
-        assert self._process is not None, "the supervisor was never started"
+        assert self._process is not None, f"{self.name} was never started"
         return await wait_exited(self._process)
 
     def pause(self) -> None:
@@ -163,6 +145,36 @@ class SupervisorProcess:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+
+class SupervisorProcess(RestartableProcess):
+    """A supervisor."""
+
+    def command(self) -> list[str]:
+        program = "import sys; from durablefuture_trio.cli import supervisor_main; sys.exit(supervisor_main())"
+        return [sys.executable, "-X", "faulthandler", "-c", program, "--config", str(self.config)]
+
+    async def until_ready(self) -> None:
+        """Wait until it is ready.
+
+        Raises:
+            NotInTime: it is not, or has ended.
+        """
+        await self.until(lambda: "supervisor is ready" in self.log)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition holds, as long as the supervisor runs.
+
+        Raises:
+            NotInTime: it does not, or the supervisor has ended.
+        """
+
+        def holds() -> bool:
+            if not self.is_running:
+                raise NotInTime(f"the supervisor has ended with code {self.returncode}:\n{self.log}")
+            return condition()
+
+        await eventually(holds, "the supervisor is ready")
 
     def children(self, module: str) -> list[int]:
         """Its child processes that run a module, e.g. ``durablefuture_trio.sandbox``; the oldest first."""

@@ -18,7 +18,7 @@ from durablefuture_trio.client._connect import find_namespace
 from durablefuture_trio.nats_bridge import open_broker
 from durablefuture_trio.ports.broker import Broker, BrokerError
 from durablefuture_trio.protocol.subjects import Subjects
-from simulator.oracle import Evidence, Run, Told, judge
+from simulator.oracle import Evidence, Run, judge
 from simulator.programs import outcome_of
 from simulator.storm.clients import Visitor
 from simulator.storm.disturbances import Disturber
@@ -27,9 +27,11 @@ from simulator.storm.installation import ADMITTED_EXITS, NAMESPACE, Installation
 from simulator.storm.plan import Plan
 from simulator.storm.processes import NotInTime
 from simulator.storm.trace import Trace
+from simulator.storm.words import Words, all_told
 
-FINISH_WITHIN_S = 90.0
-"""After the last disturbance every client has to know its end."""
+FINISH_WITHIN_S = 150.0
+"""After the last disturbance every client has to know its end. Half of it was taken by programs whose attempts kill
+the one process in which all others run."""
 
 QUIET_WITHIN_S = 60.0
 """After that nothing may be left in the queues."""
@@ -113,7 +115,7 @@ class _Round:
         self._installation = installation
         self._observed = observed
         self._report = observed.report
-        self._told: list[Told] = []
+        self._words = Words()
         self._visitors: list[Visitor] = []
         self._calm_at = 0.0
 
@@ -123,8 +125,12 @@ class _Round:
             await self._live([client for client, _, _ in clients])
             _, broker, subjects = clients[0]
             await self._until_quiet(broker, subjects)
-            self._observed.evidence = evidence = await gather(self._directory, self._plan, self._told, broker, subjects)
-            self._report.attempts, self._report.told = len(evidence.ran), len(self._told)
+            words = [self._words, Words(self._installation.client.words_file)]
+            self._report.anomalies += [error for each in words for error in each.errors]
+            self._observed.evidence = evidence = await gather(
+                self._directory, self._plan, all_told(words), broker, subjects
+            )
+            self._report.attempts, self._report.told = len(evidence.ran), len(evidence.told)
             runs = await trio.to_thread.run_sync(self._judge, evidence)
             self._report.anomalies += await listing_flaws(clients[0][0], runs)
         self._installation.leave_alone()
@@ -142,28 +148,23 @@ class _Round:
         """Clients and disturbances, until every client knows its end."""
         async with trio.open_nursery() as nursery:
             for assignment in self._plan.assignments:
-                visitor = Visitor(assignment, clients, self._told)
-                self._visitors.append(visitor)
-                nursery.start_soon(self._visit, visitor, assignment.workflow_id)
+                if not assignment.apart:
+                    visitor = Visitor(assignment, clients, self._words)
+                    self._visitors.append(visitor)
+                    nursery.start_soon(visitor.run)
             await self._disturb()
             nursery.cancel_scope.deadline = trio.current_time() + FINISH_WITHIN_S
+            if (code := await self._installation.client.until_exited()) != 0:
+                log = self._installation.client.log_file
+                self._report.anomalies.append(f"clients in a process of their own ended with code {code}: see {log}")
         self._report.finished_after_s = round(trio.current_time() - self._calm_at, 2)
         if nursery.cancel_scope.cancelled_caught:
-            self._report.anomalies += [
-                f"{assignment.workflow_id} ({assignment.habit}): after {FINISH_WITHIN_S:g} s a client still waits for "
-                f"{visitor.doing}"
-                for assignment, visitor in zip(self._plan.assignments, self._visitors, strict=True)
-                if visitor.doing != "nothing"
-            ]
-
-    async def _visit(self, visitor: Visitor, workflow_id: str) -> None:
-        try:
-            await visitor.run()
-            visitor.doing = "nothing"
-        except Exception as error:  # noqa: BLE001 - reported
-            visitor.doing = "nothing"
-            self._report.anomalies.append(f"{workflow_id}: a client was told {error!r}")
-            self._trace.note("client error", f"{workflow_id}: {error!r}")
+            late = f"after {FINISH_WITHIN_S:g} s a client still waits"
+            self._report.anomalies += [f"{late} for {it.doing}" for it in self._visitors if it.doing]
+            if self._installation.client.is_running:
+                self._report.anomalies.append(
+                    f"{late} in a process of its own: see {self._installation.client.log_file}"
+                )
 
     async def _disturb(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -183,8 +184,8 @@ class _Round:
         self._trace.note("calm", f"all are {how}, and started again")
         if how == "killed":
             self._installation.kill_everything()
-            for supervisor in self._installation.supervisors:
-                await supervisor.until_exited()
+            for process in (*self._installation.supervisors, self._installation.client):
+                await process.until_exited()
         else:
             for supervisor in self._installation.running:
                 supervisor.send_signal(signal.SIGTERM)
