@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from simulator.oracle import Outcome
     from simulator.programs import Program
 
-LONGEST_SPAN_S = 20.0
-"""A program that takes longer by itself is not drawn."""
-
-
 @activity(name="work")
 async def real_work(behaviour: Behaviour, value: int) -> int:
     """What programs call as ``work``."""
@@ -83,9 +79,13 @@ def _misbehave(how: str, error: Exception | None) -> None:
 DEFINITIONS: tuple[Any, ...] = (real_work, real_tally, program)
 
 
-def draw_program(rng: Random) -> tuple[Program, Outcome]:
-    """A program from a seed, and how its runs have to end."""
+def draw_program(rng: Random, longest_span_s: float) -> tuple[Program, Outcome]:
+    """A program from a seed, and how its runs have to end.
+
+    Args:
+        longest_span_s: seconds it may take when nobody disturbs it.
+    """
     while True:
         drawn = generate(rng)
-        if drawn.span_s <= LONGEST_SPAN_S:
+        if drawn.span_s <= longest_span_s:
             return drawn, expected_outcome(drawn)

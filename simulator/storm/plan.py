@@ -13,6 +13,9 @@ from simulator.storm.clients import HABITS
 STARTS_PER_S = 1.2
 """Two cores do about ten times that when nobody disturbs them."""
 
+LONGEST_SPAN_S = 20.0
+"""Programs take no longer than that, nor than the round, when nobody disturbs them."""
+
 APART = 0.3
 """Share of the workflow ids whose clients are in a process that is killed, too."""
 
@@ -39,7 +42,7 @@ class Assignment:
     @classmethod
     def drawn(cls, rng: Random, workflow_id: str, seconds: float, seed: str) -> Assignment:
         """For a round that long."""
-        program, expected = draw_program(rng)
+        program, expected = draw_program(rng, min(seconds, LONGEST_SPAN_S))
         return cls(
             workflow_id=workflow_id,
             program=program,
