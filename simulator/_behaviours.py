@@ -57,6 +57,12 @@ class Behaviour(msgspec.Struct, frozen=True):
         return self.always_fails or self.bounded
 
     @property
+    def may_fail_when_cancelled(self) -> bool:
+        """Whether a call that is cancelled can still end in an `ActivityError`: an attempt that answers with an error
+        is the last one, where no attempt would be if nobody had cancelled it."""
+        return self.may_fail or self.how == "fails"
+
+    @property
     def certain(self) -> bool:
         """Whether it is the same with any timing, losses and kills if the call fails, and what it returns."""
         return self.always_fails or not self.bounded
@@ -208,14 +214,19 @@ RECIPES: dict[str, tuple[int, Callable[[Random], Behaviour]]] = {
 }  # fmt: skip
 
 
-def make_behaviour(rng: Random, *, steady: bool, may_fail: bool) -> Behaviour:
+def make_behaviour(rng: Random, *, steady: bool, may_fail: bool, calm: bool = False) -> Behaviour:
     """A random behaviour.
 
     Args:
         steady: only those that are `Behaviour.certain`.
         may_fail: whether those that can make a call fail are among them.
+        calm: only those that do not fail when they are cancelled.
     """
     drawn = [(weight, make(rng)) for weight, make in RECIPES.values()]
-    fitting = [(weight, one) for weight, one in drawn if (may_fail or not one.may_fail) and (one.certain or not steady)]
+    fitting = [
+        (weight, one)
+        for weight, one in drawn
+        if (may_fail or not one.may_fail) and (one.certain or not steady) and not (calm and one.may_fail_when_cancelled)
+    ]
     chosen = rng.choices([one for _, one in fitting], [weight for weight, _ in fitting])[0]
     return msgspec.structs.replace(chosen, abandon=rng.random() < 0.1)

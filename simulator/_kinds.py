@@ -9,7 +9,7 @@ import trio
 
 from durablefuture_trio.authoring import workflow
 from durablefuture_trio.errors import ApplicationError
-from simulator._behaviours import PLAIN, make_behaviour, mix, tally, work
+from simulator._behaviours import PLAIN, mix, tally, work
 from simulator._nodes import Fate, Interpreter, Kind, Maker, Node, beside_each_other, one_after_the_other
 
 ACTIVITY = "activity"
@@ -41,8 +41,7 @@ class Call(Kind):
     is_leaf = True
 
     def make(self, maker: Maker) -> Node:
-        behaviour = make_behaviour(maker.rng, steady=maker.steady, may_fail=ACTIVITY in maker.failures)
-        return Node("call", behaviour=behaviour)
+        return Node("call", behaviour=maker.behaviour(may_fail=ACTIVITY in maker.failures))
 
     async def run(self, interpreter: Interpreter, node: Node, value: int) -> int:
         behaviour = node.behaviour or PLAIN
@@ -53,6 +52,7 @@ class Call(Kind):
         return Fate(
             certain=behaviour.certain,
             failures=frozenset({ACTIVITY} if behaviour.may_fail else ()),
+            when_cancelled=frozenset({ACTIVITY} if behaviour.may_fail_when_cancelled else ()),
             which=not behaviour.may_fail or behaviour.certain_failure,
             span=behaviour.longest_s,
         )
@@ -73,8 +73,7 @@ class FanOut(Kind):
         usual = call.make(within)
         calls = [usual if maker.rng.random() < 0.7 else call.make(within) for _ in range(width)]
         maker.budget.nodes -= width // 3
-        behaviour = make_behaviour(maker.rng, steady=maker.steady, may_fail=False)
-        return Node("fan out", tuple(calls), behaviour=behaviour)
+        return Node("fan out", tuple(calls), behaviour=maker.behaviour(may_fail=False))
 
     async def run(self, interpreter: Interpreter, node: Node, value: int) -> int:
         results = await _side_by_side(interpreter, node.children, value)
@@ -176,7 +175,7 @@ class Raise(Kind):
         raise ApplicationError(f"raised at {value}", type="Raised")
 
     def fate(self, node: Node, fates: Sequence[Fate]) -> Fate:
-        return Fate(failures=frozenset({APPLICATION}), instant=True)
+        return Fate(failures=frozenset({APPLICATION}), when_cancelled=frozenset({APPLICATION}), instant=True)
 
 
 class Nursery(Kind):
@@ -227,7 +226,7 @@ class Start(Kind):
 
     def fate(self, node: Node, fates: Sequence[Fate]) -> Fate:
         fate = one_after_the_other((fates[0], beside_each_other(fates[1:])))
-        return replace(fate, grouped=bool(fate.failures))
+        return replace(fate, grouped=bool(fate.when_cancelled))
 
 
 class Race(Kind):
@@ -254,7 +253,9 @@ class Race(Kind):
         return mix(*done)
 
     def fate(self, node: Node, fates: Sequence[Fate]) -> Fate:
-        return replace(beside_each_other(fates), certain=False, at_least=min(fate.at_least for fate in fates))
+        fate = beside_each_other(fates)
+        least = min(child.at_least for child in fates)
+        return replace(fate, certain=False, failures=fate.when_cancelled, at_least=least)
 
 
 async def _side_by_side(interpreter: Interpreter, children: Sequence[Node], value: int) -> list[tuple[int, int]]:

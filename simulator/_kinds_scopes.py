@@ -56,7 +56,8 @@ class MoveOnAfter(Kind):
             case False:
                 return replace(body, span=limited.span)
             case None:
-                return replace(limited, certain=False, instant=False, at_least=0.0)
+                failures = body.when_cancelled | compensation.failures
+                return replace(limited, certain=False, instant=False, at_least=0.0, failures=failures)
 
 
 class FailAfter(Kind):
@@ -92,12 +93,17 @@ class FailAfter(Kind):
             case True if caught:
                 return replace(handler, at_least=node.seconds + handler.at_least, instant=False, span=limited.span)
             case True:
-                return Fate(failures=frozenset({SLOW}), at_least=node.seconds, span=limited.span)
+                slow = frozenset({SLOW})
+                return Fate(failures=slow, when_cancelled=slow, at_least=node.seconds, span=limited.span)
             case False:
                 return replace(body, span=limited.span)
             case None:
-                failures = limited.failures | ({SLOW} if not caught else set())
-                return replace(limited, certain=False, instant=False, at_least=0.0, failures=failures)
+                slow = frozenset(() if caught else {SLOW})
+                return replace(
+                    limited, certain=False, instant=False, at_least=0.0,
+                    failures=body.when_cancelled | handler.failures | slow,
+                    when_cancelled=limited.when_cancelled | slow,
+                )  # fmt: skip
 
 
 class Guarded(Kind):
@@ -139,13 +145,17 @@ class Guarded(Kind):
     def fate(self, node: Node, fates: Sequence[Fate]) -> Fate:
         body, handler = fates
         both = one_after_the_other(fates)
+        caught = frozenset(() if node.way == "except" and body.grouped else {ACTIVITY})
+        when_cancelled = (body.when_cancelled - caught) | handler.when_cancelled
+        # What fails because it is cancelled is caught here as well, and the rest of the body left out.
+        at_least = 0.0 if body.when_cancelled else body.at_least
         if not body.failures:
-            return replace(body, span=both.span)
-        escaping = body.failures if node.way == "except" and body.grouped else body.failures - {ACTIVITY}
+            return replace(body, at_least=at_least, when_cancelled=when_cancelled, span=both.span)
+        escaping = body.failures - caught
         certain = both.certain and (body.which or (node.way != "except* and tell" and body.failures <= {ACTIVITY}))
         return replace(
-            both, certain=certain, failures=escaping | handler.failures, grouped=bool(escaping) or handler.grouped,
-            which=handler.which and (body.which or not escaping), instant=both.instant, at_least=0.0,
+            both, certain=certain, failures=escaping | handler.failures, grouped=body.grouped or handler.grouped,
+            which=handler.which and (body.which or not escaping), when_cancelled=when_cancelled, at_least=at_least,
         )  # fmt: skip
 
 
@@ -179,7 +189,10 @@ class Compensated(Kind):
             raise
 
     def fate(self, node: Node, fates: Sequence[Fate]) -> Fate:
-        return replace(one_after_the_other(fates), at_least=fates[0].at_least)
+        body, compensation = fates
+        # Nothing cancels the compensation from outside.
+        when_cancelled = body.when_cancelled | compensation.failures
+        return replace(one_after_the_other(fates), at_least=body.at_least, when_cancelled=when_cancelled)
 
 
 class Shielded(Kind):
@@ -198,7 +211,8 @@ class Shielded(Kind):
         return mix(value, "shielded")
 
     def fate(self, node: Node, fates: Sequence[Fate]) -> Fate:
-        return replace(fates[0], at_least=0.0)
+        # Nothing cancels it from outside, but for what it cancels itself.
+        return replace(fates[0], at_least=0.0, when_cancelled=fates[0].failures)
 
 
 class Options(Kind):
@@ -228,14 +242,12 @@ class Options(Kind):
 def _cut(body: Fate, seconds: float) -> bool | None:
     """Whether a limit cuts a body short; None: that depends.
 
-    The body must not fail: an attempt that is cancelled may fail all the same. A timer that fires late finds the
-    limit passed as well, and the outer scope wins; results of calls may come before it or after.
+    The body must not fail, nor when it is cancelled: an attempt may have an error to tell all the same. A timer that
+    fires late finds the limit passed as well, and the outer scope wins; results of calls may come before it or after.
     """
-    if body.failures:
-        return None
-    if body.instant and body.certain and seconds > 0:
+    if body.instant and body.certain and not body.failures and seconds > 0:
         return False
-    return True if body.at_least > seconds else None
+    return True if body.at_least > seconds and not body.when_cancelled else None
 
 
 def _limited(maker: Maker) -> tuple[Node, float]:
@@ -246,7 +258,7 @@ def _limited(maker: Maker) -> tuple[Node, float]:
         return maker.inside().instant(), maker.rng.choice(MOMENTS[1:4])
     place = maker.rng.randrange(4)
     longer = Node("sleep", seconds=maker.rng.choice(MOMENTS[place + 1 : 5]))
-    other = maker.inside(()).block()
+    other = maker.inside((), calm=True).block()
     children = (other, longer) if maker.rng.random() < 0.5 else (longer, other)
     if maker.rng.random() < 0.5:
         return Node("sequence", children), MOMENTS[place]

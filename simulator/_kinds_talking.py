@@ -42,7 +42,7 @@ class Handshake(Kind):
 
     def fate(self, node: Node, fates: Sequence[Fate]) -> Fate:
         fate = one_after_the_other((fates[0], beside_each_other(fates[1:])))
-        return replace(fate, grouped=bool(fate.failures))
+        return replace(fate, grouped=bool(fate.when_cancelled))
 
 
 class Locked(Kind):

@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from durablefuture_trio.errors import ActivityError
-from simulator._behaviours import PLAIN, Behaviour
+from simulator._behaviours import PLAIN, Behaviour, make_behaviour
 
 MOMENTS = (0.0, 0.05, 0.7, 3.0, 20.0, 400.0)
 """Few different ones, so that deadlines and timers coincide."""
@@ -59,6 +59,7 @@ class Fate:
     Attributes:
         certain: it fails in every case or in none; and if not, its value is always the same.
         failures: the kinds of exceptions that may leave it (more may be named than ever do).
+        when_cancelled: likewise, if it is cancelled while it is at work; all of `failures` are in it.
         which: if it fails, always with the same exception.
         grouped: what leaves it may be in exception groups.
         instant: it waits for nothing outside: no time passes in it.
@@ -68,6 +69,7 @@ class Fate:
 
     certain: bool = True
     failures: frozenset[str] = frozenset()
+    when_cancelled: frozenset[str] = frozenset()
     which: bool = True
     grouped: bool = False
     instant: bool = False
@@ -80,6 +82,7 @@ def one_after_the_other(fates: Sequence[Fate]) -> Fate:
     return Fate(
         certain=all(fate.certain for fate in fates),
         failures=frozenset[str]().union(*(fate.failures for fate in fates)),
+        when_cancelled=frozenset[str]().union(*(fate.when_cancelled for fate in fates)),
         which=all(fate.which for fate in fates),
         grouped=any(fate.grouped for fate in fates),
         instant=all(fate.instant for fate in fates),
@@ -90,11 +93,14 @@ def one_after_the_other(fates: Sequence[Fate]) -> Fate:
 
 def beside_each_other(fates: Sequence[Fate]) -> Fate:
     """The fate of the children of a nursery, whose values are combined in the order of the children."""
-    failing = sum(bool(fate.failures) for fate in fates)
+    together = one_after_the_other(fates)
+    # The first one that fails cancels the others.
+    fails = bool(together.failures)
     return replace(
-        one_after_the_other(fates),
-        which=failing == 0 or (failing == 1 and all(fate.which for fate in fates)),
-        grouped=failing > 0,
+        together,
+        failures=together.when_cancelled if fails else together.failures,
+        which=not fails or (together.which and sum(bool(fate.when_cancelled) for fate in fates) == 1),
+        grouped=bool(together.when_cancelled),
         at_least=max((fate.at_least for fate in fates), default=0.0),
         span=max((fate.span for fate in fates), default=0.0),
     )
@@ -123,6 +129,7 @@ class Maker:
         kinds: the table.
         steady: only what is certain.
         failures: kinds of exceptions that may leave the node.
+        calm: none may leave it when it is cancelled.
         depth: how deep it is.
     """
 
@@ -131,12 +138,17 @@ class Maker:
     kinds: dict[str, Kind]
     steady: bool
     failures: frozenset[str] = frozenset()
+    calm: bool = False
     depth: int = 0
 
-    def inside(self, failures: Iterable[str] | None = None) -> Maker:
+    def inside(self, failures: Iterable[str] | None = None, *, calm: bool = False) -> Maker:
         """The maker of children."""
         allowed = self.failures if failures is None else frozenset(failures)
-        return replace(self, depth=self.depth + 1, failures=allowed)
+        return replace(self, depth=self.depth + 1, failures=allowed, calm=self.calm or calm)
+
+    def behaviour(self, *, may_fail: bool) -> Behaviour:
+        """A behaviour for a call."""
+        return make_behaviour(self.rng, steady=self.steady, may_fail=may_fail, calm=self.calm)
 
     def node(self) -> Node:
         """A node of any kind that fits."""

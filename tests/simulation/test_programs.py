@@ -112,7 +112,10 @@ class RandomWorld:
         name, arguments = self.calls.pop(call)
         behaviour: Behaviour = arguments[0]
         story, rng = self.story, self.rng
-        if call in self.cancelled and rng.random() < 0.6:
+        if call in self.cancelled and rng.random() < 0.8:
+            if behaviour.how == "fails" and rng.random() < 0.7:
+                # An error that would have been followed by another attempt.
+                return self._fail(call, "error", Failure(type="Failed", message="no"), after)
             return story.cancelled(call, after=after)
         if behaviour.certain_failure:
             error = plan_of(name, arguments, 0).error
@@ -303,6 +306,32 @@ def test_activities_of_others_just_return() -> None:
         (
             Node("fail_after", (Node("sleep", seconds=3.0), NOTHING), seconds=0.7, way="not caught"),
             ("failed", "TooSlowError: "),
+        ),
+        (
+            # An attempt that is cancelled may have an error to tell, which nobody tries to mend then.
+            Node(
+                "move_on_after", (Node("nursery", (Node("sleep", seconds=3.0), call(Behaviour("fails", 1)))), NOTHING)
+            ),
+            ("any", None),
+        ),
+        (
+            # Cancelled, it may fail, be caught, and nothing is left that could be cut short.
+            Node(
+                "move_on_after",
+                (
+                    Node(
+                        "try", (Node("sequence", (call(Behaviour("fails", 1)), Node("sleep", seconds=20.0))), NOTHING)
+                    ),
+                    NOTHING,
+                ),
+                seconds=0.7,
+            ),
+            ("any", None),
+        ),
+        (
+            # The first that fails cancels the other, which may then fail too.
+            Node("nursery", (call(Behaviour("refuses")), call(Behaviour("fails", 1))), way="ordered"),
+            ("failed", None),
         ),
         (
             # Which of the two comes first decides whether anything is caught.
