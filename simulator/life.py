@@ -18,7 +18,7 @@ from durablefuture_trio._ids import new_id
 from durablefuture_trio.authoring.registry import Registry
 from durablefuture_trio.errors import BrokerUnavailableError
 from durablefuture_trio.history.commit import decode_commit
-from durablefuture_trio.history.events import TERMINAL_EVENTS
+from durablefuture_trio.history.events import TERMINAL_EVENTS, Event
 from durablefuture_trio.memory_broker import FaultPlan
 from durablefuture_trio.ports.broker import Stored
 from durablefuture_trio.protocol.lease import Member
@@ -292,16 +292,14 @@ class Life:
 
     def _open_runs(self) -> list[str]:
         subjects = Subjects(NAMESPACE, self.scenario.shards)
-        last: dict[str, tuple[int, bytes]] = {}
+        last: dict[str, tuple[int, Event]] = {}
         for shard in range(self.scenario.shards):
             for stored in self._stored(subjects.history_stream(shard)):
                 prefix, _, number = stored.subject.rpartition(".")
-                last[prefix] = max(last.get(prefix, (0, b"")), (int(number), stored.body))
-        return [
-            prefix
-            for prefix, (_, body) in last.items()
-            if not isinstance(decode_commit(body).events[-1], TERMINAL_EVENTS)
-        ]
+                events = decode_commit(stored.body).events  # none: it only remembers refused requests
+                if events and int(number) > last.get(prefix, (0, None))[0]:
+                    last[prefix] = int(number), events[-1]
+        return [prefix for prefix, (_, event) in last.items() if not isinstance(event, TERMINAL_EVENTS)]
 
     def _left(self) -> list[str]:
         """What nobody should own any more, in words."""
