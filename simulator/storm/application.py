@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from simulator.oracle import Outcome
     from simulator.programs import Program
 
+
 @activity(name="work")
 async def real_work(behaviour: Behaviour, value: int) -> int:
     """What programs call as ``work``."""

@@ -31,6 +31,7 @@ class Disturber:
         self._installation = installation
         self._trace = trace
         self._rng = Random(f"disturbances {installation.plan.seed}")
+        self._server_is_up = True
         self._kinds: dict[str, tuple[int, Callable[[], Awaitable[str | None]]]] = {
             "kill replay process": (4, lambda: self._kill(self._replays())),
             "kill activity process": (5, lambda: self._kill(self._workers())),
@@ -74,7 +75,7 @@ class Disturber:
     def _servers(self) -> list[int]:
         server = self._installation.server
         if server is not None:
-            return [server.pid] if server.is_running else []
+            return [server.pid] if self._server_is_up else []
         return [pid for supervisor in self._installation.running if (pid := supervisor.server_pid) is not None]
 
     def _supervisor(self) -> SupervisorProcess | None:
@@ -121,8 +122,9 @@ class Disturber:
         server = self._installation.server
         if server is None:
             return await self._kill(self._servers())
-        if not server.is_running:
+        if not self._server_is_up:
             return None
+        self._server_is_up = False
         pid = server.pid
         await server.kill()
         self._lasting.start_soon(self._bring_back_server, self._rng.uniform(*self._rng.choice(SERVER_DOWN_S)))
@@ -132,6 +134,7 @@ class Disturber:
         await trio.sleep(after_s)
         with trio.CancelScope(shield=True):
             await self._installation.start_server()
+        self._server_is_up = True
 
     async def _kill_everything(self) -> str | None:
         self._installation.kill_everything()

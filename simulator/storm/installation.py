@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,6 +33,7 @@ from simulator.storm.trace import Trace
 from simulator.storm.witnesses import DIRECTORY_VARIABLE
 
 NAMESPACE = "storm"
+_TRACEBACK = b"Traceback (most recent call last)"
 DRAIN_TIMEOUT_S = 5.0
 STOP_WITHIN_S = 30.0
 SERVER_BACK_WITHIN_S = 30.0
@@ -189,6 +191,12 @@ class Installation:
                 found.append(f"{name} did not stop within {STOP_WITHIN_S:g} s")
         return found
 
+    def logged_defects(self) -> list[str]:
+        """Errors that a process of the product did not expect: those have their traceback in its log."""
+        homes = {process.config.parent for process in (*self.supervisors, self.client)}
+        logs = sorted(log for home in homes for log in home.glob("*.log"))
+        return [f"a defect is logged in {log}" for log in logs if _TRACEBACK in log.read_bytes()]
+
     async def left_behind(self) -> list[str]:
         """Processes that still live although their supervisors do not."""
         try:
@@ -220,5 +228,6 @@ async def _installed(installation: Installation) -> AsyncIterator[Installation]:
         # Once more for those that were just being started by processes killed the first time.
         while marked_processes(installation.marker):
             installation.kill_everything()
+            time.sleep(0.01)  # noqa: ASYNC251 - nothing else may come between
         for process in (*installation.supervisors, installation.client):
             process.kill_now()

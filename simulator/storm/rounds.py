@@ -136,6 +136,7 @@ class _Round:
         self._installation.leave_alone()
         self._report.anomalies += await self._installation.stop()
         self._report.anomalies += await self._installation.left_behind()
+        self._report.anomalies += self._installation.logged_defects()
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[tuple[Client, Broker, Subjects]]:
