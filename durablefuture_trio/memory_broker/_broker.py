@@ -15,7 +15,7 @@ from durablefuture_trio.memory_broker._faults import FaultPlan
 from durablefuture_trio.memory_broker._link import MemoryLink
 from durablefuture_trio.memory_broker._reader import MemoryReader
 from durablefuture_trio.memory_broker._schedulers import Process, ThisProcess
-from durablefuture_trio.memory_broker._subjects import matcher
+from durablefuture_trio.memory_broker._subjects import check_sendable, matcher
 from durablefuture_trio.ports.broker import (
     NO_HEADERS,
     Append,
@@ -92,6 +92,9 @@ class MemoryBroker:
 
     def append_soon(self, append: Append, on_outcome: Callable[[AppendOutcome], None]) -> None:
         server, link = self._server, self._link
+        check_sendable(append.subject, append.headers)
+        if append.schedule is not None:
+            check_sendable(append.schedule.target)
         size = message_size(append)
         if size > server.limits.max_payload_bytes:
             error = TooLarge(f"{append.subject}: {size} bytes exceed max_payload {server.limits.max_payload_bytes}")
@@ -267,6 +270,10 @@ class MemoryBroker:
     # --- core ---------------------------------------------------------------------------------------------------------
 
     def tell(self, subject: str, body: bytes, headers: Headers = NO_HEADERS) -> None:
+        check_sendable(subject, headers)
+        size = message_size(Append(subject=subject, body=body, headers=headers))
+        if size > self._server.limits.max_payload_bytes:
+            raise TooLarge(f"{subject}: {size} bytes exceed max_payload {self._server.limits.max_payload_bytes}")
         if self._link.faults.tell_is_lost(self._server.rng):
             self._server.count("lost_tell")
         else:
@@ -300,14 +307,14 @@ def message_size(append: Append) -> int:
     size = len(append.body)
     headers = 0
     for name, value in append.headers.items():
-        headers += len(name) + len(value) + 4
+        headers += len(name) + len(value.encode()) + 4
     if append.message_id is not None:
-        headers += len("Nats-Msg-Id: \r\n") + len(append.message_id)
+        headers += len("Nats-Msg-Id: \r\n") + len(append.message_id.encode())
     if append.expect_last is not None:
         headers += len("Nats-Expected-Last-Subject-Sequence: \r\n") + len(str(append.expect_last))
     if append.schedule is not None:
-        headers += len("Nats-Schedule: @at 2000-01-01T00:00:00.000000000Z\r\nNats-Schedule-Target: \r\n")
-        headers += len(append.schedule.target)
+        headers += len("Nats-Schedule: @at 2000-01-01T00:00:00.000000Z\r\nNats-Schedule-Target: \r\n")
+        headers += len(append.schedule.target.encode())
     if append.neutralise:
         headers += len("Nats-Rollup: sub\r\nNats-TTL: 1s\r\n")
     return size + headers + len("NATS/1.0\r\n\r\n") if headers else size

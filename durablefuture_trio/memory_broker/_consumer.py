@@ -80,6 +80,7 @@ class Consumer:
         # In the order of their deadlines: the wait is one constant, and whoever starts anew goes to the end.
         self._unacked: OrderedDict[int, _Unacked] = OrderedDict()
         self._again: OrderedDict[int, None] = OrderedDict()
+        self._passed = 0  # the last stream sequence it has looked at
         # Up to here everything is acknowledged, the server believes: by consumer and by stream sequence.
         self._floor_consumer_seq = 0
         self._floor_seq = 0
@@ -143,10 +144,15 @@ class Consumer:
     # --- what readers tell it -----------------------------------------------------------------------------------------
 
     def ack(self, seq: int) -> bool:
-        """Acknowledge by stream sequence alone, whichever consumer of this name delivered it; False: not waiting."""
+        """Acknowledge by stream sequence alone, whichever consumer of this name delivered it.
+
+        Returns:
+            Whether it counts, and removes the message from a work queue: for everything this consumer has come past,
+            also what it never delivered because it does not want that subject (m).
+        """
         unacked = self._unacked.pop(seq, None)
         if unacked is None:
-            return False
+            return seq <= self._passed and seq not in self._todo
         self._again.pop(seq, None)
         if unacked.consumer_seq == self._floor_consumer_seq + 1:
             self._raise_floor(seq, unacked)
@@ -169,8 +175,9 @@ class Consumer:
 
     # --- delivering ---------------------------------------------------------------------------------------------------
 
-    def deliver(self, get: Callable[[int], Stored | None], now: float) -> bool:
-        """Send what there is to readers with room; whether a wait for acknowledgements has begun."""
+    def deliver(self, get: Callable[[int], Stored | None], last_seq: int, now: float) -> bool:
+        """Send what there is, in a stream that has got to `last_seq`, to readers with room; whether a wait for
+        acknowledgements has begun."""
         begun = False
         while self.pulls and (self._again or self._todo):
             repeated = bool(self._again)
@@ -188,10 +195,13 @@ class Consumer:
             earlier = self._unacked.pop(seq, None)
             delivered = earlier.delivered + 1 if earlier is not None else 1
             self.delivered_seq += 1
+            self._passed = max(self._passed, seq)
             first_seq = earlier.consumer_seq if earlier is not None else self.delivered_seq
             self._unacked[seq] = _Unacked(self._deadline(now), delivered, first_seq)
             begun = True
             pull.send(self._delivery(stored, delivered), self.delivered_seq)
+        if not self._todo:
+            self._passed = last_seq
         return begun and self.ack_wait is not None
 
     def expire(self, now: float) -> None:

@@ -58,11 +58,12 @@ class _Armed:
 
     Attributes:
         collected: the server is about to fire it.
-        covered: an ordinary message came to its subject: it does not fire before the server was killed and has read it
-            in again (m).
+        covered: an ordinary message came to its subject: it does not fire (m).
+        stays_covered: the server has stopped in good order since, and written that down: a kill alone makes the next
+            start read the schedule in again, and fire it (m).
     """
 
-    __slots__ = ("collected", "covered", "fate", "schedule", "stored")
+    __slots__ = ("collected", "covered", "fate", "schedule", "stays_covered", "stored")
 
     def __init__(self, stored: Stored, schedule: Schedule, fate: FireFate) -> None:
         self.stored = stored
@@ -70,6 +71,7 @@ class _Armed:
         self.fate = fate
         self.collected = False
         self.covered = False
+        self.stays_covered = False
 
 
 class HostedStream:
@@ -106,12 +108,8 @@ class HostedStream:
         if host.full:
             host.count("full")
             raise StoreFull("insufficient resources")
-        if append.schedule is None:
-            self._cover(append.subject)
-        stored = self.store(append.subject, append.body, append.headers, append.message_id)
+        stored = self._store(append)
         host.trace(who, "stored", append.subject)
-        if append.neutralise or append.schedule is not None:
-            self.purge(append.subject, keep=1)
         if append.neutralise:
             self._expiring[stored.seq] = now + NEUTRALISED_FOR_S
             host.later(now + NEUTRALISED_FOR_S, partial(self._expire, stored.seq))
@@ -121,17 +119,33 @@ class HostedStream:
             self._arm(stored.seq, armed)
         return stored.seq
 
-    def store(self, subject: str, body: bytes, headers: Headers, message_id: str | None = None) -> Stored:
-        """Store a message whatever it is, and deliver it."""
-        stored = self.stream.add(subject, body, headers, self._host.scheduler.now(), message_id)
-        for consumer in self.consumers.values():
-            if consumer.wants(subject):
-                consumer.added(stored.seq)
-                self.deliver(consumer)
+    def store(self, subject: str, body: bytes, headers: Headers) -> Stored:
+        """Store a plain message, and deliver it."""
+        return self._store(Append(subject=subject, body=body, headers=headers))
+
+    def _store(self, append: Append) -> Stored:
+        subject = append.subject
+        if append.schedule is None:
+            self._cover(subject)
+        stored = self.stream.add(subject, append.body, append.headers, self._host.scheduler.now(), append.message_id)
+        wanted = [consumer for consumer in self.consumers.values() if consumer.wants(subject)]
+        for consumer in wanted:
+            consumer.added(stored.seq)
+        if append.neutralise or append.schedule is not None:
+            self.purge(subject, keep=1)
+        for consumer in wanted:
+            self.deliver(consumer)
         return stored
 
     def remove(self, seq: int) -> Stored | None:
-        """Remove a message; None if it is not there."""
+        """Remove a message, which may make room for the next delivery; None if it is not there."""
+        stored = self._take_out(seq)
+        if stored is not None:
+            for consumer in self.consumers.values():
+                self.deliver(consumer)
+        return stored
+
+    def _take_out(self, seq: int) -> Stored | None:
         stored = self.stream.remove(seq)
         if stored is not None:
             self._armed.pop(seq, None)
@@ -147,7 +161,9 @@ class HostedStream:
         for consumer in self.consumers.values():
             consumer.purged(doomed)
         for seq in doomed:
-            self.remove(seq)
+            self._take_out(seq)
+        for consumer in self.consumers.values():
+            self.deliver(consumer)
         self.stream.purged_whole |= subject == ">" and not keep
         return len(doomed)
 
@@ -245,13 +261,13 @@ class HostedStream:
         if (
             consumer.pulls
             and self.consumers.get(consumer.name) is consumer
-            and consumer.deliver(self.stream.get, self._host.scheduler.now())
+            and consumer.deliver(self.stream.get, self.stream.last_seq, self._host.scheduler.now())
         ):
             self._watch_ack_wait(consumer)
 
     def ack(self, name: str, seq: int) -> None:
         """An acknowledgement arrives. It names a consumer and a stream sequence, so it counts for whichever consumer
-        of that name has the message out now."""
+        of that name has come past that sequence by now."""
         consumer = self.consumers.get(name)
         if consumer is None or not consumer.ack(seq):
             return
@@ -289,7 +305,7 @@ class HostedStream:
     def server_came_back_from_kill(self, forget_acks: int | None) -> None:
         """Read everything in again: schedules, ids of duplicates, and acknowledgements but for the forgotten ones."""
         for armed in self._armed.values():
-            armed.covered = False
+            armed.covered = armed.stays_covered
         self._read_in()
         self._forget_acks(forget_acks)
         for consumer in self.consumers.values():
@@ -297,7 +313,9 @@ class HostedStream:
             self._watch_ack_wait(consumer)
 
     def server_came_back_from_stop(self) -> None:
-        """Read everything in again, as it was written down: a covered schedule stays covered (m)."""
+        """Read everything in again, as it was written down."""
+        for armed in self._armed.values():
+            armed.stays_covered = armed.covered
         self._read_in()
         for consumer in self.consumers.values():
             self._watch_ack_wait(consumer)

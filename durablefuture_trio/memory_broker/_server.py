@@ -277,9 +277,12 @@ class MemoryServer:
 
     def last(self, stream: str, subject: str, *, confirmed: bool, stale_by: int = 0) -> Stored | None:
         """`Broker.last`; unconfirmed perhaps as it was so many changes ago."""
+        held = self._hosted(stream).stream if confirmed else self._direct(stream)
+        if subject == ">":
+            # The server looks at the last sequence alone, and finds nothing if that was removed (m).
+            return held.get(held.last_seq)
         if confirmed:
-            return self._hosted(stream).stream.last(subject)
-        held = self._direct(stream)
+            return held.last(subject)
         stored = held.last(subject, _as_of(held, stale_by))
         self.count("stale_read", bool(stale_by) and stored != held.last(subject))
         return stored

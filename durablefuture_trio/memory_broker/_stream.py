@@ -149,6 +149,11 @@ class Stream:
         """The message with this sequence."""
         return self._messages.get(seq)
 
+    @property
+    def last_seq(self) -> int:
+        """The last sequence given, whether or not it is still there."""
+        return self._last_seq
+
     def last_seq_of(self, subject: str) -> int:
         """The last sequence on a literal subject; 0 if it holds nothing."""
         held = self._by_subject.get(subject)

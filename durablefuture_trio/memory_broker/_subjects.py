@@ -2,7 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+
+from durablefuture_trio.ports.broker import NO_HEADERS, Headers
+
+_MAX_SUBJECT_CHARS = 900
+_SUBJECT = re.compile(r"[^\s\x00-\x20\x7f]+")
+_HEADER_NAME = re.compile(r"[!-9;-~]+")
+_LINE_BREAK = re.compile(r"[\r\n]")
+
+
+def check_sendable(subject: str, headers: Headers = NO_HEADERS) -> None:
+    """Refuse what the NATS protocol has no way to send.
+
+    Raises:
+        ValueError: the subject is empty, too long, or has white space; a name or value of a header is not one line.
+    """
+    if len(subject) > _MAX_SUBJECT_CHARS or not _SUBJECT.fullmatch(subject):
+        raise ValueError(f"not a NATS subject, or one of more than {_MAX_SUBJECT_CHARS} characters: {subject!r}")
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name) or _LINE_BREAK.search(value):
+            raise ValueError(f"not a NATS header: {name!r}: {value!r}")
 
 
 def is_literal(pattern: str) -> bool:

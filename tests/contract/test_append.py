@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import trio
 
+from durablefuture_trio.nats_bridge._wire import append_headers
 from durablefuture_trio.ports.broker import (
     Append,
     AppendOutcome,
     Conflict,
     NoAnswer,
     Rejected,
-    StoreFull,
+    Schedule,
     TooLarge,
 )
 from tests._support.broker_servers import DEADLINE_S, ServerUnderTest, until, until_link
 from tests.contract.conftest import BrokerPair
+from tests.contract.differential import restart_in_good_order
 
 
 class Outcomes:
@@ -260,23 +263,6 @@ async def test_without_a_link_there_is_no_answer_and_nothing_is_sent_later(
     assert await b.last("H", "h.x", confirmed=True) is None
 
 
-async def test_a_full_store_refuses_and_takes_up_again_when_there_is_room(
-    broker_pair: BrokerPair, server: ServerUnderTest
-) -> None:
-    a, b = broker_pair
-    first = await a.append(Append(subject="h.x", body=b"before"))
-    await server.fill_store(b)
-    with pytest.raises(StoreFull):
-        await a.append(Append(subject="h.x", body=b"x" * 100))
-    with pytest.raises(Conflict):
-        await a.append(Append(subject="h.x", body=b"x" * 100, expect_last=first + 7))
-    stored = await a.last("H", "h.x")
-    assert stored is not None
-    assert stored.body == b"before"
-    await server.free_store(b)
-    assert await a.append(Append(subject="h.x", body=b"after", expect_last=first)) == first + 1
-
-
 async def test_what_was_acknowledged_survives_the_death_of_the_server(
     broker_pair: BrokerPair, server: ServerUnderTest
 ) -> None:
@@ -291,3 +277,110 @@ async def test_what_was_acknowledged_survives_the_death_of_the_server(
     assert [stored.body async for stored in b.scan("H", "h.>")] == [b"%d" % n for n in range(20)]
     with pytest.raises(Conflict):
         await a.append(Append(subject="h.3", expect_last=0))
+
+
+@pytest.mark.parametrize(
+    "append",
+    [
+        Append(subject=""),
+        Append(subject="h.a b"),
+        Append(subject="h.\r\nPUB"),
+        Append(subject="h." + "x" * 900),
+        Append(subject="h.x", headers={"A": "1\r\nB: 2"}),
+        Append(subject="h.x", headers={"A b": "1"}),
+        Append(subject="s.x", schedule=Schedule(due=1.0, target="")),
+    ],
+)
+async def test_what_the_wire_cannot_carry_is_refused_within_the_call(broker_pair: BrokerPair, append: Append) -> None:
+    outcomes = Outcomes()
+    with pytest.raises(ValueError, match="not a NATS"):
+        broker_pair.a.append_soon(append, outcomes)
+    if append.schedule is None:
+        with pytest.raises(ValueError, match="not a NATS"):
+            broker_pair.a.tell(append.subject, b"", append.headers)
+    assert await broker_pair.a.append(Append(subject="h.y")) == 1
+    assert outcomes.all == []
+
+
+@pytest.mark.parametrize(
+    "append",
+    [
+        Append(subject="h.x"),
+        Append(subject="h.x", headers={"A": "ü€", "Longer-Name": "1 2"}),
+        Append(subject="h.x", expect_last=0, message_id="mü"),
+        Append(subject="s.x", schedule=Schedule(due=4_000_000_000.25, target="w.x")),
+    ],
+)
+async def test_h12_a_message_of_exactly_max_payload_is_taken_and_one_byte_more_is_too_large(
+    broker_pair: BrokerPair, append: Append
+) -> None:
+    a, _ = broker_pair
+    room = a.limits.max_payload_bytes - len(append_headers(append))
+    with pytest.raises(TooLarge):
+        await a.append(msgspec.structs.replace(append, body=b"x" * (room + 1)))
+    assert await a.append(msgspec.structs.replace(append, body=b"x" * room)) == 1
+
+
+async def test_h12_a_core_message_over_max_payload_is_too_large(broker_pair: BrokerPair) -> None:
+    with pytest.raises(TooLarge):
+        broker_pair.a.tell("x.1", b"x" * broker_pair.a.limits.max_payload_bytes, {"One": "more"})
+
+
+async def test_of_several_reasons_to_refuse_the_same_one_is_given(broker_pair: BrokerPair) -> None:
+    a, _ = broker_pair
+    await a.append(Append(subject="h.x", message_id="m"))
+    await a.append(Append(subject="s.x", message_id="m"))
+    good, bad = Schedule(due=4e9, target="w.x"), Schedule(due=4e9, target="h.x")
+    refused: list[tuple[Append, object]] = [
+        # A time to live where the stream knows none comes first, then the expectation, then what is wrong with a
+        # schedule, and at last the message id.
+        (Append(subject="h.x", neutralise=True, expect_last=7, message_id="m"), 10166),
+        (Append(subject="h.x", schedule=bad, expect_last=7, message_id="m"), Conflict),
+        (Append(subject="s.x", schedule=bad, expect_last=7, message_id="m"), Conflict),
+        (Append(subject="h.x", schedule=bad, expect_last=1, message_id="m"), 10188),
+        (Append(subject="s.x", schedule=bad, expect_last=1, message_id="m"), 10190),
+        (Append(subject="s.x", schedule=good, expect_last=1, message_id="m"), 1),
+        (Append(subject="s.x", neutralise=True, expect_last=1, message_id="m"), 1),
+    ]
+    said: list[object] = []
+    for append, _wanted in refused:
+        try:
+            said.append(await a.append(append))
+        except Rejected as error:
+            said.append(error.code)
+        except Conflict:
+            said.append(Conflict)
+    assert said == [wanted for _append, wanted in refused]
+
+
+async def test_h04_a_read_right_behind_a_publish_may_find_nothing_and_the_message_lands_all_the_same(
+    broker_pair: BrokerPair,
+) -> None:
+    a, _ = broker_pair
+    outcomes = Outcomes()
+    for n in range(20):
+        a.append_soon(Append(subject=f"h.{n}", body=b"%d" % n, expect_last=0), outcomes)
+        found = await a.last("H", f"h.{n}", confirmed=n % 2 == 0)
+        assert found is None or found.body == b"%d" % n
+    assert await outcomes.wait_for(20) == list(range(1, 21))
+    assert [stored.body async for stored in a.scan("H", "h.>")] == [b"%d" % n for n in range(20)]
+
+
+@pytest.mark.parametrize("end", ["kill", "stop"])
+async def test_u20_a_server_that_comes_back_knows_the_message_ids_of_what_it_still_holds_and_no_others(
+    broker_pair: BrokerPair, server: ServerUnderTest, end: str
+) -> None:
+    a, b = broker_pair
+    gone = await a.append(Append(subject="h.gone", message_id="gone"))
+    kept = await a.append(Append(subject="h.kept", message_id="kept"))
+    await a.delete("H", gone)
+    assert await a.append(Append(subject="h.gone", message_id="gone")) == gone
+    if end == "stop":
+        await restart_in_good_order(server, a, b)
+    else:
+        await server.kill()
+        await until_link(a, up=False)
+        await server.start()
+        await until_link(a, up=True)
+    assert await a.append(Append(subject="h.kept", message_id="kept")) == kept
+    assert await a.append(Append(subject="h.gone", message_id="gone")) == kept + 1

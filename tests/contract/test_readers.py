@@ -18,6 +18,7 @@ from durablefuture_trio.ports.broker import (
 )
 from tests._support.broker_servers import DEADLINE_S, ServerUnderTest, publish_all, until, until_link
 from tests.contract.conftest import BrokerPair
+from tests.contract.differential import restart_in_good_order
 
 
 async def receive(reader: Reader, count: int) -> list[Delivery]:
@@ -542,3 +543,136 @@ async def test_a_reader_that_is_cancelled_while_waiting_loses_nothing(broker_pai
                 with trio.move_on_after(0.0005):
                     got += await reader.receive()
     assert [d.seq for d in got] == list(range(1, last + 1))
+
+
+async def test_h01_a_late_ack_removes_what_a_consumer_of_the_same_name_has_only_come_past(
+    broker_pair: BrokerPair,
+) -> None:
+    a, b = broker_pair
+    await publish(a, "w", 2)
+    async with a.open_reader("W", "inbox", "w.>", ack_wait=None) as stale:
+        old = await receive(stale, 2)
+        await b.delete_consumer("W", "inbox")
+        async with b.open_reader("W", "inbox", "s.>", ack_wait=None) as fresh:
+            await b.append(Append(subject="s.x"))
+            await receive(fresh, 1)
+            stale.ack(old[0])  # never delivered to this one, which does not even want it
+
+            async def it_has_gone() -> bool:
+                return await stored(b, "W") == 2
+
+            await until(it_has_gone)
+            assert [left.subject async for left in b.scan("W", ">")] == ["w.1", "s.x"]
+
+
+async def test_h10_a_killed_server_may_have_forgotten_acks_and_deliveries_and_nothing_else(
+    broker_pair: BrokerPair, server: ServerUnderTest
+) -> None:
+    a, b = broker_pair
+    await publish(a, "w", 30)
+    async with a.open_reader("W", "own-1", "w.>", ack_wait=None) as reader:
+        got = await receive(reader, 30)
+        for delivery in got[::2]:
+            reader.ack(delivery)
+
+        async def all_acknowledged() -> bool:
+            return await stored(b, "W") == 15
+
+        await until(all_acknowledged)
+        await server.kill()
+        assert await lost(reader) == "link"
+    await server.start()
+    for broker in broker_pair:
+        await until_link(broker, up=True)
+    left = [message.seq async for message in b.scan("W", "w.>")]
+    assert {delivery.seq for delivery in got[1::2]} <= set(left) <= {delivery.seq for delivery in got}
+    state = await consumer(b, "W", "own-1")
+    assert state.ack_pending + state.pending <= 30
+    await b.delete_consumer("W", "own-1")
+    async with b.open_reader("W", "own-2", "w.>", ack_wait=None) as reader:
+        assert [(d.seq, d.delivered) for d in await receive(reader, len(left))] == [(seq, 1) for seq in left]
+
+
+async def test_a_server_that_stops_in_good_order_remembers_acks_deliveries_and_counts(
+    broker_pair: BrokerPair, server: ServerUnderTest
+) -> None:
+    a, b = broker_pair
+    await publish(a, "t", 6)
+    async with a.open_reader("T", "q", "t.>", ack_wait=0.5) as reader:
+        got = await receive(reader, 6)
+        for delivery in got[:4]:
+            reader.ack(delivery)
+        again = await receive(reader, 2)
+        assert [(d.seq, d.delivered) for d in again] == [(5, 2), (6, 2)]
+        reader.ack(again[0])
+
+        async def acknowledged() -> bool:
+            return await stored(a, "T") == 1
+
+        await until(acknowledged)
+    await restart_in_good_order(server, a, b)
+    assert await stored(b, "T") == 1
+    async with b.open_reader("T", "q", "t.>", ack_wait=0.5) as reader:
+        [third] = await receive(reader, 1)
+        assert (third.seq, third.delivered >= 3) == (6, True)
+
+
+async def test_a_purge_by_subject_of_what_is_delivered_makes_a_restarted_server_forget_older_deliveries(
+    broker_pair: BrokerPair, server: ServerUnderTest
+) -> None:
+    a, b = broker_pair
+    await publish(a, "t", 4)
+    async with a.open_reader("T", "q", "t.>", ack_wait=1.0) as reader:
+        got = await receive(reader, 4)
+        assert await a.purge("T", "t.2") == 1
+        reader.ack(got[3])
+
+        async def acknowledged() -> bool:
+            return await consumer(b, "T", "q") == ConsumerState(name="q", ack_pending=2, pending=0)
+
+        await until(acknowledged)
+    await restart_in_good_order(server, a, b)
+    # The two that were never acknowledged are still stored, and will never be delivered again on this consumer.
+    assert await stored(b, "T") == 2
+    assert await consumer(b, "T", "q") == ConsumerState(name="q", ack_pending=0, pending=0)
+    async with b.open_reader("T", "q", "t.>", ack_wait=1.0) as reader:
+        await publish(a, "t.new", 1)
+        assert [d.subject for d in await receive(reader, 1)] == ["t.new.0"]
+        [again] = await receive(reader, 1)
+        assert (again.subject, again.delivered) == ("t.new.0", 2)  # its wait is over, and theirs would be
+    await b.delete_consumer("T", "q")
+    async with b.open_reader("T", "q2", "t.>", ack_wait=30.0) as reader:
+        assert [d.subject for d in await receive(reader, 3)] == ["t.0", "t.1", "t.new.0"]
+
+
+async def test_a_deletion_of_what_is_delivered_leaves_older_deliveries_to_a_restarted_server(
+    broker_pair: BrokerPair, server: ServerUnderTest
+) -> None:
+    a, b = broker_pair
+    await publish(a, "t", 4)
+    async with a.open_reader("T", "q", "t.>", ack_wait=1.0) as reader:
+        got = await receive(reader, 4)
+        assert await a.delete("T", 3)
+        reader.ack(got[3])
+
+        async def acknowledged() -> bool:
+            return await consumer(b, "T", "q") == ConsumerState(name="q", ack_pending=2, pending=0)
+
+        await until(acknowledged)
+    await restart_in_good_order(server, a, b)
+    async with b.open_reader("T", "q", "t.>", ack_wait=1.0) as reader:
+        assert {(d.subject, d.delivered) for d in await receive(reader, 2)} == {("t.0", 2), ("t.1", 2)}
+
+
+async def test_redeliveries_come_before_new_messages_and_within_the_limit_of_unacknowledged_ones(
+    broker_pair: BrokerPair,
+) -> None:
+    a, b = broker_pair
+    await publish(a, "t", 4)
+    async with b.open_reader("T", "q", "t.>", ack_wait=0.7, max_ack_pending=2) as reader:
+        assert [(d.seq, d.delivered) for d in await receive(reader, 2)] == [(1, 1), (2, 1)]
+        again = await receive(reader, 2)
+        assert [(d.seq, d.delivered) for d in again] == [(1, 2), (2, 2)]
+        for delivery in again:
+            reader.ack(delivery)
+        assert [(d.seq, d.delivered) for d in await receive(reader, 2)] == [(3, 1), (4, 1)]

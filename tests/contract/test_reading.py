@@ -119,3 +119,15 @@ async def test_scan_gives_every_message_of_a_subject_not_only_the_last(broker_pa
 async def test_every_error_of_a_broker_is_one_of_the_port(broker_pair: BrokerPair) -> None:
     with pytest.raises(BrokerError):
         await broker_pair.a.last("NONE", "h.x")
+
+
+async def test_the_last_of_everything_is_nothing_once_the_last_message_was_removed(broker_pair: BrokerPair) -> None:
+    a, b = broker_pair
+    for _ in range(2):
+        await a.append(Append(subject="h.x"))
+    await a.delete("H", 2)
+    for confirmed in (False, True):
+        assert await b.last("H", ">", confirmed=confirmed) is None
+        stored = await b.last("H", "h.>", confirmed=confirmed)
+        assert stored is not None
+        assert stored.seq == 1

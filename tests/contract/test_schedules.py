@@ -7,9 +7,10 @@ import time
 import pytest
 import trio
 
-from durablefuture_trio.ports.broker import Append, Broker, Conflict, Rejected, Schedule, Stored, StoreFull
+from durablefuture_trio.ports.broker import Append, Broker, Conflict, Rejected, Schedule, Stored
 from tests._support.broker_servers import DEADLINE_S, ServerUnderTest, until, until_link
 from tests.contract.conftest import BrokerPair
+from tests.contract.differential import restart_in_good_order
 
 
 def schedule(name: str, due_in: float, body: bytes = b"", **more: object) -> Append:
@@ -122,13 +123,17 @@ async def test_a_deleted_schedule_never_fires(broker_pair: BrokerPair) -> None:
     assert await held(b, "w.z") == []
 
 
-async def test_a_plain_message_over_a_schedule_holds_it_until_the_server_restarts(
-    broker_pair: BrokerPair, server: ServerUnderTest
+@pytest.mark.parametrize("how", ["append", "tell"])
+async def test_a_plain_message_over_a_schedule_holds_it_until_the_server_is_killed(
+    broker_pair: BrokerPair, server: ServerUnderTest, how: str
 ) -> None:
     a, b = broker_pair
-    await a.append(schedule("x", 0.3, b"x"))
-    await a.append(Append(subject="s.x", body=b"plain"))
-    await a.append(schedule("y", 0.8))
+    await a.append(schedule("x", 0.7, b"x"))
+    if how == "append":
+        await a.append(Append(subject="s.x", body=b"plain"))
+    else:
+        a.tell("s.x", b"plain")
+    await a.append(schedule("y", 1.2))
     await fired(b, "y")
     assert await held(b, "w.x") == []
     assert await held(b, "s.x") == [b"x", b"plain"]
@@ -136,6 +141,24 @@ async def test_a_plain_message_over_a_schedule_holds_it_until_the_server_restart
     await server.start()
     await until_link(b, up=True)
     assert (await fired(b, "x")).body == b"x"
+
+
+async def test_a_covered_schedule_stays_covered_once_the_server_has_stopped_in_good_order(
+    broker_pair: BrokerPair, server: ServerUnderTest
+) -> None:
+    a, b = broker_pair
+    await a.append(schedule("x", 0.7, b"x"))
+    await a.append(Append(subject="s.x", body=b"plain"))
+    await restart_in_good_order(server, a, b)
+    await server.kill()
+    await until_link(a, up=False)
+    await server.start()
+    await until_link(a, up=True)
+    await until_link(b, up=True)
+    await a.append(schedule("y", 1.0))
+    await fired(b, "y")
+    assert await held(b, "w.x") == []
+    assert await held(b, "s.x") == [b"x", b"plain"]
 
 
 async def test_h03_a_stale_schedule_with_a_fence_is_refused_and_one_without_is_accepted(
@@ -180,28 +203,6 @@ async def test_schedules_survive_the_death_of_the_server_and_overdue_ones_fire(
     assert (await fired(b, "later")).time >= due - 0.01
 
 
-async def test_h19_a_schedule_due_while_the_store_is_full_never_fires_until_the_server_restarts(
-    broker_pair: BrokerPair, server: ServerUnderTest
-) -> None:
-    a, b = broker_pair
-    await server.fill_store(b)
-    await server.free_store(b)
-    await a.append(schedule("x", 1.0, b"x"))
-    await server.fill_store(b)
-    with pytest.raises(StoreFull):
-        await a.append(Append(subject="s.x", neutralise=True))
-    await trio.sleep(1.6)  # the schedule comes due
-    await server.free_store(b)
-    await a.append(schedule("y", 0.7, b"y"))
-    await fired(b, "y")
-    assert await held(b, "w.x") == []
-    assert await held(b, "s.x") == [b"x"]
-    await server.kill()
-    await server.start()
-    await until_link(b, up=True)
-    assert (await fired(b, "x")).body == b"x"
-
-
 async def test_h02_a_replacement_published_around_the_due_time_may_be_deleted_but_some_fire_always_comes(
     broker_pair: BrokerPair,
 ) -> None:
@@ -225,3 +226,18 @@ async def test_h02_a_replacement_published_around_the_due_time_may_be_deleted_bu
     for name in names:
         # Replaced in time, fired both, or fired once while its purge took the acknowledged replacement away.
         assert await held(b, f"w.{name}") in ([b"2"], [b"1", b"2"], [b"1"])
+
+
+async def test_u09_a_fire_has_no_message_id_and_is_never_taken_for_a_duplicate(broker_pair: BrokerPair) -> None:
+    a, b = broker_pair
+    await a.append(schedule("x", 0.3, b"fired", message_id="m"))
+    await fired(b, "x")
+    # The id is that of the schedule: who uses it again is told the schedule's sequence, and nothing is stored.
+    assert await a.append(Append(subject="w.x", body=b"again", message_id="m")) == 1
+    assert await held(b, "w.x") == [b"fired"]
+    await a.append(schedule("x", 0.3, b"fired", message_id="other"))
+
+    async def both_have_fired() -> bool:
+        return len(await held(b, "w.x")) == 2
+
+    await until(both_have_fired)

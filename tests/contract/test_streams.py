@@ -140,3 +140,14 @@ async def test_questions_about_a_stream_that_does_not_exist_are_rejected(broker_
     with pytest.raises(Rejected):
         async with a.open_reader("NONE", "x", "x", ack_wait=None):
             pass
+
+
+async def test_a_purge_of_everything_moves_the_first_sequence_of_a_stream_that_held_nothing(
+    broker_pair: BrokerPair,
+) -> None:
+    a, b = broker_pair
+    for pattern, first_seq in (("h.>", 0), (">", 1)):
+        assert await a.purge("H", pattern) == 0
+        state = await b.stream_state("H")
+        assert state is not None
+        assert (state.first_seq, state.last_seq) == (first_seq, 0)
