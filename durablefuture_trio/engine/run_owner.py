@@ -168,6 +168,8 @@ class RunOwner:
         self._needs_replay = False
         self._just_replayed = False
         self._refused: list[RequestRecord] = []
+        self._told: list[Inbound] = []
+        """Refused, and held until a commit says so: the next owner would not know."""
         self._blocked_attempts = 0
         self._blocked_until = 0.0
         self._revision = 0
@@ -336,6 +338,7 @@ class RunOwner:
         """Ownership is certain again, under a new epoch: every unacknowledged inbox message will be delivered anew."""
         self._suspended = False
         self._anchors.clear()
+        self._told.clear()
         self._inputs = deque(item for item in self._inputs if isinstance(item, LocalOutcome))
         self._advance(now)
 
@@ -622,15 +625,27 @@ class RunOwner:
     # --- decisions that leave no commit behind -----------------------------------------------------------------------
 
     def _decline(self, message: Inbound, record: RequestRecord) -> bool:
-        """Answer without applying: the request is refused, or was decided before."""
-        if not self._consume_without_commit(message):
+        """Answer without applying: the request is refused, or was decided before.
+
+        A refused start that could be applied once the run has closed is remembered in the history: its client may send
+        it again, with the same request id, when this owner is gone. That costs no commit of its own: the message is
+        held until the next one.
+        """
+        state, envelope = self.state, message.envelope
+        could_change = record.answer == "already_started" and (
+            isinstance(envelope, StartRequest) and envelope.reuse != "reject"
+        )
+        is_recorded = state is not None and record.request_id in state.requests and record not in self._refused
+        holds = state is not None and could_change and not is_recorded
+        if not self._consume_without_commit(message, holds=holds):
             return False
-        is_refusal = record.answer not in ("applied", "existing")
-        if is_refusal and record.request_id and len(self._refused) < MAX_RECENT_REQUESTS:
-            self._refused.append(record)
-            if self.state is not None:
-                self.state.refuse(record)
         self._reply(message, answer_of(record))
+        if state is not None and holds:
+            if record not in self._refused:
+                self._refused.append(record)
+                state.refuse(record)
+            if state.terminal is not None or len(self._refused) >= MAX_RECENT_REQUESTS:
+                self._drafting()
         return True
 
     def _refuse_requests(self, answer: str, words: str) -> None:
@@ -641,8 +656,8 @@ class RunOwner:
             self._anchors.consume(item.seq)
             self._reply(item, Answer(request_id=item.request_id, answer=answer, message=words))
 
-    def _consume_without_commit(self, item: Inbound | LocalOutcome) -> bool:
-        """Consume the first input without an event; False: not yet.
+    def _consume_without_commit(self, item: Inbound | LocalOutcome, *, holds: bool = False) -> bool:
+        """Consume the first input without an event; False: not yet. `holds`: it is acknowledged after the next commit.
 
         Only once what was decided so far is committed, and the leader has confirmed that nothing newer contradicts.
         """
@@ -654,7 +669,10 @@ class RunOwner:
         self._inputs.popleft()
         if isinstance(item, Inbound):
             self._mark = max(self._mark, item.seq)
-            self._anchors.consume(item.seq)
+            if holds:
+                self._told.append(item)
+            else:
+                self._anchors.consume(item.seq)
         return True
 
     def _ask_leader(self) -> None:
@@ -815,6 +833,8 @@ class RunOwner:
             self._out(out.Report("error", f"workflow {self.workflow_id!r} cannot be committed: {error.message}"))
             return
         self._refused.clear()
+        draft.inputs.extend(self._told)
+        self._told.clear()
         self._draft = None
         self._flight = Flight(draft, parts)
         self._publish_part(self._flight)
@@ -831,7 +851,10 @@ class RunOwner:
         for draft in (None if self._flight is None else self._flight.draft, self._draft):
             if draft is not None:
                 again.extend(draft.inputs)  # type: ignore[arg-type]  # only these are ever put in
+        again.extend(self._told)
         self._inputs.extendleft(reversed(again))
+        self._told.clear()
+        self._refused.clear()
         self._flight = None
         self._draft = None
         self._token += 1

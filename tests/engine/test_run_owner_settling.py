@@ -12,7 +12,7 @@ from tests._support.owner import FAST, Driver, complete, schedule
 
 def test_a_run_with_a_local_attempt_keeps_its_oldest_message_and_arms_nothing() -> None:
     driver = Driver().running(schedule(1), wake_at=5000.0)
-    driver.start("q2", seq=7)
+    driver.start("q2", seq=7, conflict="use_existing")
     assert driver.acked == [7]
     assert driver.armed == {}
 

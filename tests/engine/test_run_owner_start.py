@@ -148,3 +148,49 @@ def test_arguments_over_the_limit_are_refused_in_words() -> None:
     assert driver.answers[0].answer == "too_large"
     assert "pass large values by reference" in driver.answers[0].message
     assert driver.kinds == []
+
+
+def test_h10_a_refused_start_is_held_until_a_commit_says_so() -> None:
+    driver = Driver().running(wake_at=5000.0)
+    driver.start("q2", seq=7)
+    assert driver.answers[-1].answer == "already_started"
+    assert 7 not in driver.acked
+    assert len(driver.history.commits) == 1
+    driver.terminate(seq=8)
+    assert {7, 8} <= set(driver.acked)
+    assert [record.request_id for record in driver.history.commits[-1].refused] == ["q2"]
+
+
+def test_h10_a_start_that_an_owner_refused_before_it_died_is_refused_by_its_heir() -> None:
+    first = Driver().running(wake_at=5000.0)
+    first.start("q2", seq=7)
+    heir = first.heir()
+    heir.start("q2", seq=7)
+    heir.terminate(seq=8)
+    heir.start("q2", seq=9)
+    assert [answer.answer for answer in heir.answers] == ["already_started", "applied", "already_started"]
+    assert heir.kinds.count("WorkflowStarted") == 1
+
+
+def test_h10_a_start_that_a_closed_run_forbids_for_now_is_recorded_at_once() -> None:
+    driver = Driver().running(complete())
+    driver.start("q2", seq=7, reuse="failed_only")
+    assert [record.request_id for record in driver.history.commits[-1].refused] == ["q2"]
+    assert driver.acked[-1] == 7
+    driver.start("q2", seq=8, reuse="failed_only")
+    assert len(driver.history.commits) == 2
+
+
+def test_h10_a_start_that_is_refused_for_ever_needs_no_record() -> None:
+    driver = Driver().running(complete())
+    driver.start("q2", seq=7, reuse="reject")
+    assert len(driver.history.commits) == 1
+    assert driver.acked[-1] == 7
+
+
+def test_many_refused_starts_cost_one_commit_in_a_hundred() -> None:
+    driver = Driver().running(wake_at=5000.0)
+    for number in range(250):
+        driver.start(f"q{number + 2}", seq=10 + number)
+    assert len(driver.history.commits) == 3
+    assert len(driver.acked) == 1 + 200
