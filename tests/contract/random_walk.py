@@ -23,6 +23,9 @@ PATTERNS = {
     "T": (">", "t.>", "t.q1.>", "t.*.1", "t.q2.1"),
     "R": (">", "r.>", "r.*", "r.1"),
 }
+# What is rolled up or purged under a consumer with deliveries out spoils its figures on a real server, in more ways
+# than are worth modelling: the walk keeps away from that, as the product does; test_readers.py has what matters of it.
+FILTERS = {"H": PATTERNS["H"], "W": ("w.>", "w.a.>", "w.*.start", "w.a.sig"), "T": PATTERNS["T"]}
 SCHEDULED = ("s.a", "s.b", "s.c.1")
 FAR = 5000.0
 
@@ -154,6 +157,8 @@ class Walk:
     async def purge(self) -> None:
         stream = self.rng.choice("HWTR")
         pattern, keep = self.rng.choice(PATTERNS[stream]), self.rng.choice((0, 0, 1, 2))
+        if any(consumer.ack_pending for consumer in await self.pair.memory.a.consumers(stream)):
+            return
         await self.pair.do(f"purge {stream} {pattern} {keep=}", lambda side: side.a.purge(stream, pattern, keep=keep))
 
     async def restart(self) -> None:
@@ -166,7 +171,7 @@ class Walk:
     async def open(self) -> None:
         rng = self.rng
         stream = rng.choice("HWWT")
-        name, pattern = f"own-{rng.randint(1, 3)}", rng.choice((">", *PATTERNS[stream]))
+        name, pattern = f"own-{rng.randint(1, 3)}", rng.choice(FILTERS[stream])
         ack_wait, max_ack_pending = rng.choice((None, None, PATIENCE_S)), rng.choice((-1, -1, 1, 2))
         states = await self.pair.memory.a.consumers(stream)
         if any(state.name == name for state in states) and rng.random() < 0.6:
