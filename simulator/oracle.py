@@ -237,7 +237,11 @@ def _replays(runs: Iterable[Run], registry: Registry) -> Iterator[str]:
             if not commits:
                 continue
             who = f"{run.workflow_id}/{run.run_id[:6]}"
-            state = fold(commits)
+            try:
+                state = fold(commits)
+            except (KeyError, ValueError, AssertionError) as error:
+                yield f"{who}: does not fold: {error!r}"
+                continue
             if run.terminal is None and state.terminal is not None:
                 yield f"{who}: folds to a closed run"
             if isinstance(run.terminal, WorkflowTerminated | WorkflowTimedOut):
