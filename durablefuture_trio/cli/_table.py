@@ -121,6 +121,45 @@ class EventWords:
                 return one_line(event.reason)
             case ev.WorkflowTimedOut():
                 return "execution deadline passed"
+            case _:
+                return self._of_others(event)
+
+    def _of_others(self, event: ev.Event) -> str:
+        """What a run and other workflows, or people, say to each other."""
+        match event:
+            case ev.SignalReceived() | ev.UpdateAccepted():
+                return call_text(event.name, event.arguments)
+            case ev.CancelRequested() | ev.WorkflowCancelled():
+                return one_line(event.reason)
+            case ev.UpdateCompleted():
+                came = "returned" if event.result is None else f"returned {value_text(payload_value(event.result))}"
+                return f"{event.update_id} {came if event.failure is None else failure_text(event.failure)}"
+            case ev.ChildInitiated():
+                self._names[event.call] = event.workflow
+                return f"{self._call(event.call)} {event.workflow_id}: {call_text(event.workflow, event.arguments)}"
+            case ev.ChildStarted():
+                return f"{self._call(event.call)} run {event.run_id}"
+            case ev.ChildCompleted():
+                return f"{self._call(event.call)} returned {value_text(payload_value(event.result))}"
+            case ev.ChildStartFailed():
+                return f"{self._call(event.call)} {failure_text(event.failure)}"
+            case ev.ChildFailed():
+                return f"{self._call(event.call)} {event.how}: {failure_text(event.failure)}"
+            case ev.ChildCancelRequested():
+                return self._call(event.call)
+            case ev.ExternalRequested():
+                self._names[event.call] = f"{event.kind} {event.workflow_id}"
+                return f"{self._call(event.call)} {event.name or event.reason}".rstrip()
+            case ev.ExternalResolved():
+                return f"{self._call(event.call)} {'sent' if event.failure is None else failure_text(event.failure)}"
+            case ev.MarkerRecorded():
+                return f"{event.patch}{' (deprecated)' if event.deprecated else ''}"
+            case ev.ContinuedAsNew():
+                return f"run {event.next_run_id}: {call_text(event.workflow, event.arguments)}"
+            case ev.HistoryLimitExceeded():
+                return f"more than {event.limit} events"
+            case _:
+                return ""
 
     def _call(self, activity_id: int) -> str:
         return f"#{activity_id} {self._names.get(activity_id, '?')}"

@@ -10,11 +10,22 @@ from durablefuture_trio.codec.payload import Failure, Payload
 from durablefuture_trio.history.events import (
     ActivityCancelRequested,
     ActivityScheduled,
+    CarriedSignal,
+    CarriedUpdate,
+    ChildCancelRequested,
+    ChildInitiated,
+    ContinuedAsNew,
     Event,
+    ExternalKind,
+    ExternalRequested,
+    MarkerRecorded,
+    ParentClose,
+    UpdateCompleted,
+    WorkflowCancelled,
     WorkflowCompleted,
     WorkflowFailed,
 )
-from durablefuture_trio.history.options import ActivityOptionsRecord
+from durablefuture_trio.history.options import ActivityOptionsRecord, RetryPolicy
 
 
 class ScheduleActivity(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, kw_only=True):
@@ -34,6 +45,57 @@ class CancelActivity(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, 
     source: str = ""
 
 
+class StartChild(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, kw_only=True):
+    """Start a child workflow. ``call`` shares its sequence with the activities; the fields are `ChildInitiated`'s."""
+
+    call: int
+    workflow_id: str
+    workflow: str
+    arguments: Payload
+    parent_close: ParentClose = "terminate"
+    execution_timeout: float | None = None
+    retry_policy: RetryPolicy | None = None
+    memo: Payload | None = None
+    source: str = ""
+
+
+class CancelChild(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, kw_only=True):
+    """The child's result is no longer wanted: cancel it."""
+
+    call: int
+    source: str = ""
+
+
+class RequestExternal(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, kw_only=True):
+    """Send a signal or a cancel to another workflow; the fields are `ExternalRequested`'s."""
+
+    call: int
+    kind: ExternalKind
+    workflow_id: str
+    run_id: str = ""
+    name: str = ""
+    arguments: Payload | None = None
+    reason: str = ""
+    source: str = ""
+
+
+class RecordMarker(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, kw_only=True):
+    """The code took the new side of a patch."""
+
+    patch: str
+    deprecated: bool = False
+    source: str = ""
+
+
+class CompleteUpdate(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, kw_only=True):
+    """The handler of an update returned or raised."""
+
+    update_id: str
+    result: Payload | None = None
+    failure: Failure | None = None
+    source: str = ""
+
+
 class CompleteWorkflow(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, kw_only=True):
     """The workflow function returned."""
 
@@ -48,7 +110,40 @@ class FailWorkflow(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, kw
     source: str = ""
 
 
-Command: TypeAlias = ScheduleActivity | CancelActivity | CompleteWorkflow | FailWorkflow
+class CancelWorkflow(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, kw_only=True):
+    """The workflow function let its cancellation end it."""
+
+    reason: str = ""
+    source: str = ""
+
+
+class ContinueAsNew(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, kw_only=True):
+    """The workflow goes on in a fresh run.
+
+    Attributes:
+        signals, updates: what this run was given and did not take or complete; the next one gets them.
+    """
+
+    workflow: str
+    arguments: Payload
+    signals: tuple[CarriedSignal, ...] = ()
+    updates: tuple[CarriedUpdate, ...] = ()
+    source: str = ""
+
+
+Command: TypeAlias = (
+    ScheduleActivity
+    | CancelActivity
+    | StartChild
+    | CancelChild
+    | RequestExternal
+    | RecordMarker
+    | CompleteUpdate
+    | CompleteWorkflow
+    | FailWorkflow
+    | CancelWorkflow
+    | ContinueAsNew
+)
 
 
 def signature_of_command(command: Command) -> tuple[str, int, str]:
@@ -62,6 +157,20 @@ def signature_of_command(command: Command) -> tuple[str, int, str]:
             return ("complete workflow", 0, "")
         case FailWorkflow():
             return ("fail workflow", 0, "")
+        case StartChild():
+            return ("start child", command.call, f"{command.workflow} {command.workflow_id}")
+        case CancelChild():
+            return ("cancel child", command.call, "")
+        case RequestExternal():
+            return (f"{command.kind} workflow", command.call, f"{command.workflow_id} {command.name}".rstrip())
+        case RecordMarker():
+            return ("record patch", 0, command.patch)
+        case CompleteUpdate():
+            return ("complete update", 0, command.update_id)
+        case CancelWorkflow():
+            return ("end cancelled workflow", 0, "")
+        case ContinueAsNew():
+            return ("continue as new", 0, command.workflow)
 
 
 def signature_of_event(event: Event) -> tuple[str, int, str] | None:
@@ -75,5 +184,19 @@ def signature_of_event(event: Event) -> tuple[str, int, str] | None:
             return ("complete workflow", 0, "")
         case WorkflowFailed():
             return ("fail workflow", 0, "")
+        case ChildInitiated():
+            return ("start child", event.call, f"{event.workflow} {event.workflow_id}")
+        case ChildCancelRequested():
+            return ("cancel child", event.call, "")
+        case ExternalRequested():
+            return (f"{event.kind} workflow", event.call, f"{event.workflow_id} {event.name}".rstrip())
+        case MarkerRecorded():
+            return ("record patch", 0, event.patch)
+        case UpdateCompleted():
+            return ("complete update", 0, event.update_id)
+        case WorkflowCancelled():
+            return ("end cancelled workflow", 0, "")
+        case ContinuedAsNew():
+            return ("continue as new", 0, event.workflow)
         case _:
             return None

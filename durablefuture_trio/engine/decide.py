@@ -11,10 +11,17 @@ from collections.abc import Collection
 from durablefuture_trio.codec.payload import Failure, Payload
 from durablefuture_trio.engine.commands import (
     CancelActivity,
+    CancelChild,
+    CancelWorkflow,
     Command,
+    CompleteUpdate,
     CompleteWorkflow,
+    ContinueAsNew,
     FailWorkflow,
+    RecordMarker,
+    RequestExternal,
     ScheduleActivity,
+    StartChild,
 )
 from durablefuture_trio.engine.retry import is_free, retry_at
 from durablefuture_trio.history.events import (
@@ -24,11 +31,18 @@ from durablefuture_trio.history.events import (
     ActivityFailed,
     ActivityScheduled,
     ActivityStarted,
+    ChildCancelRequested,
+    ChildInitiated,
+    ContinuedAsNew,
     Event,
+    ExternalRequested,
     FailureReason,
+    MarkerRecorded,
     Route,
     TimeoutKind,
     TimerFired,
+    UpdateCompleted,
+    WorkflowCancelled,
     WorkflowCompleted,
     WorkflowFailed,
     WorkflowTimedOut,
@@ -36,8 +50,14 @@ from durablefuture_trio.history.events import (
 from durablefuture_trio.history.state import ActivityPhase, ActivityState, RunState
 
 
-def decide_command(state: RunState, command: Command, at: float, *, route: Route = "local") -> Event:
-    """The event a command of workflow code becomes."""
+def decide_command(
+    state: RunState, command: Command, at: float, *, route: Route = "local", next_run_id: str = ""
+) -> Event:
+    """The event a command of workflow code becomes.
+
+    Args:
+        next_run_id: the run that begins with the end of this one, if one does.
+    """
     event_id = state.last_event_id + 1
     match command:
         case ScheduleActivity():
@@ -55,7 +75,50 @@ def decide_command(state: RunState, command: Command, at: float, *, route: Route
         case CompleteWorkflow():
             return WorkflowCompleted(id=event_id, at=at, result=command.result)
         case FailWorkflow():
-            return WorkflowFailed(id=event_id, at=at, failure=command.failure)
+            return WorkflowFailed(id=event_id, at=at, failure=command.failure, next_run_id=next_run_id)
+        case CancelWorkflow():
+            return WorkflowCancelled(id=event_id, at=at, reason=command.reason)
+        case ContinueAsNew():
+            return ContinuedAsNew(
+                id=event_id,
+                at=at,
+                next_run_id=next_run_id,
+                workflow=command.workflow,
+                arguments=command.arguments,
+            )
+        case StartChild():
+            return ChildInitiated(
+                id=event_id,
+                at=at,
+                call=command.call,
+                workflow_id=command.workflow_id,
+                workflow=command.workflow,
+                arguments=command.arguments,
+                parent_close=command.parent_close,
+                execution_timeout=command.execution_timeout,
+                retry_policy=command.retry_policy,
+                memo=command.memo,
+            )
+        case CancelChild():
+            return ChildCancelRequested(id=event_id, at=at, call=command.call)
+        case RequestExternal():
+            return ExternalRequested(
+                id=event_id,
+                at=at,
+                call=command.call,
+                kind=command.kind,
+                workflow_id=command.workflow_id,
+                run_id=command.run_id,
+                name=command.name,
+                arguments=command.arguments,
+                reason=command.reason,
+            )
+        case RecordMarker():
+            return MarkerRecorded(id=event_id, at=at, patch=command.patch, deprecated=command.deprecated)
+        case CompleteUpdate():
+            return UpdateCompleted(
+                id=event_id, at=at, update_id=command.update_id, result=command.result, failure=command.failure
+            )
 
 
 def cancelled_in_backoff(state: RunState) -> ActivityState | None:

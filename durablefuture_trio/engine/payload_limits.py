@@ -5,7 +5,16 @@ from __future__ import annotations
 
 from durablefuture_trio.codec.payload import Failure
 from durablefuture_trio.engine.attempts import AttemptCompleted, AttemptFailed, AttemptOutcome
-from durablefuture_trio.engine.commands import Command, CompleteWorkflow, FailWorkflow, ScheduleActivity
+from durablefuture_trio.engine.commands import (
+    Command,
+    CompleteUpdate,
+    CompleteWorkflow,
+    ContinueAsNew,
+    FailWorkflow,
+    RequestExternal,
+    ScheduleActivity,
+    StartChild,
+)
 
 
 def fitting_command(command: Command, limit_bytes: int) -> Command:
@@ -13,6 +22,17 @@ def fitting_command(command: Command, limit_bytes: int) -> Command:
     match command:
         case ScheduleActivity(arguments=payload, name=name) if payload.size_bytes > limit_bytes:
             return FailWorkflow(failure=_too_large(f"the arguments of {name}", payload.size_bytes, limit_bytes))
+        case StartChild(arguments=payload, workflow=name) if payload.size_bytes > limit_bytes:
+            return FailWorkflow(failure=_too_large(f"the arguments of {name}", payload.size_bytes, limit_bytes))
+        case RequestExternal(arguments=payload) if payload is not None and payload.size_bytes > limit_bytes:
+            what = f"the arguments of signal {command.name}"
+            return FailWorkflow(failure=_too_large(what, payload.size_bytes, limit_bytes))
+        case ContinueAsNew(arguments=payload) if payload.size_bytes > limit_bytes:
+            what = "the arguments of the next run"
+            return FailWorkflow(failure=_too_large(what, payload.size_bytes, limit_bytes))
+        case CompleteUpdate(result=payload) if payload is not None and payload.size_bytes > limit_bytes:
+            failure = _too_large("the result of the update", payload.size_bytes, limit_bytes)
+            return CompleteUpdate(update_id=command.update_id, failure=failure, source=command.source)
         case CompleteWorkflow(result=payload) if payload.size_bytes > limit_bytes:
             return FailWorkflow(failure=_too_large("the result", payload.size_bytes, limit_bytes))
         case _:

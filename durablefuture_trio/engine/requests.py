@@ -6,9 +6,10 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from durablefuture_trio.codec.payload import Payload
+from durablefuture_trio.codec.payload import Failure, Payload
 from durablefuture_trio.engine.attempts import AttemptOutcome
-from durablefuture_trio.history.events import RequestRecord
+from durablefuture_trio.history.events import CallerRecord, CarriedSignal, ChildEnd, RequestRecord
+from durablefuture_trio.history.options import RetryPolicy
 
 ConflictPolicy = Literal["fail", "use_existing", "terminate_existing"]
 ReusePolicy = Literal["allow", "failed_only", "reject"]
@@ -21,6 +22,9 @@ class StartRequest(msgspec.Struct, frozen=True, tag="start", kw_only=True, omit_
         execution_deadline: absolute Unix seconds.
         conflict: what to do when a run of this id is open.
         reuse: what to do when a run of this id has closed.
+        parent: the call of a workflow that starts this run as its child, and is told what becomes of it.
+        not_before: Unix seconds before which the code does not begin.
+        signal: the first signal of the run; an open run that is used instead gets it as well.
     """
 
     workflow_id: str
@@ -30,14 +34,87 @@ class StartRequest(msgspec.Struct, frozen=True, tag="start", kw_only=True, omit_
     memo: Payload | None = None
     conflict: ConflictPolicy = "fail"
     reuse: ReusePolicy = "allow"
+    parent: CallerRecord | None = None
+    retry_policy: RetryPolicy | None = None
+    not_before: float | None = None
+    signal: CarriedSignal | None = None
 
 
 class TerminateRequest(msgspec.Struct, frozen=True, tag="terminate", kw_only=True, omit_defaults=True):
-    """End the open run without running its code. ``run_id`` empty: whichever is open."""
+    """End the open run without running its code. ``run_id`` empty: whichever is open.
+
+    Attributes:
+        parent: only a run that this call has started (a child whose run id is not known yet).
+    """
 
     workflow_id: str
     run_id: str = ""
     reason: str = ""
+    parent: CallerRecord | None = None
+
+
+class CancelRequest(msgspec.Struct, frozen=True, tag="cancel", kw_only=True, omit_defaults=True):
+    """Cancel the root scope of the open run.
+
+    Attributes:
+        run_id: empty: whichever is open.
+        parent: only a run that this call has started.
+        sender: the call of a workflow that is to be told what came of it.
+    """
+
+    workflow_id: str
+    run_id: str = ""
+    reason: str = ""
+    parent: CallerRecord | None = None
+    sender: CallerRecord | None = None
+
+
+class SignalRequest(msgspec.Struct, frozen=True, tag="signal", kw_only=True, omit_defaults=True):
+    """Send the open run a signal. ``run_id`` empty: whichever is open; ``sender`` as of `CancelRequest`."""
+
+    workflow_id: str
+    name: str
+    arguments: Payload
+    run_id: str = ""
+    sender: CallerRecord | None = None
+
+
+class UpdateRequest(msgspec.Struct, frozen=True, tag="update", kw_only=True, omit_defaults=True):
+    """Have the open run carry out an update. ``update_id`` counts within the workflow id: the same one runs once."""
+
+    workflow_id: str
+    update_id: str
+    name: str
+    arguments: Payload
+    run_id: str = ""
+
+
+class ChildReport(msgspec.Struct, frozen=True, tag="child", kw_only=True, omit_defaults=True):
+    """A child tells the run that started it.
+
+    Attributes:
+        workflow_id, run_id, call: the parent's.
+        what: ``"started"``, ``"start_failed"``, ``"completed"``, or how it ended without a result.
+        child_run_id: of the run that started.
+        result, failure: as fits.
+    """
+
+    workflow_id: str
+    run_id: str
+    call: int
+    what: Literal["started", "start_failed", "completed"] | ChildEnd
+    child_run_id: str = ""
+    result: Payload | None = None
+    failure: Failure | None = None
+
+
+class ExternalReport(msgspec.Struct, frozen=True, tag="external", kw_only=True, omit_defaults=True):
+    """What came of a signal or cancel that a workflow sent to another; addressed to the sender."""
+
+    workflow_id: str
+    run_id: str
+    call: int
+    failure: Failure | None = None
 
 
 class AttemptReport(msgspec.Struct, frozen=True, tag="outcome", kw_only=True, omit_defaults=True):
@@ -57,7 +134,17 @@ class TimerFire(msgspec.Struct, frozen=True, tag="timer", kw_only=True, omit_def
     due: float
 
 
-Envelope: TypeAlias = StartRequest | TerminateRequest | AttemptReport | TimerFire
+Envelope: TypeAlias = (
+    StartRequest
+    | TerminateRequest
+    | CancelRequest
+    | SignalRequest
+    | UpdateRequest
+    | AttemptReport
+    | TimerFire
+    | ChildReport
+    | ExternalReport
+)
 
 
 class Inbound(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,15 +171,20 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         request_id: the request.
         answer: ``"applied"``, or the name of the refusal: ``"existing"`` (an open run was used), ``"already_started"``,
-            ``"not_found"``, ``"closed"``, ``"undecodable"``.
+            ``"not_found"``, ``"closed"``, ``"undecodable"``, ``"rejected"`` (an update, by its validator), ``"failed"``
+            (an update, by its handler), ``"limit"``.
         run_id: the run it was applied to, or that stands in the way.
         message: the words of a refusal.
+        result: what the handler of an update returned.
+        failure: what its handler or validator raised.
     """
 
     request_id: str
     answer: str
     run_id: str = ""
     message: str = ""
+    result: Payload | None = None
+    failure: Failure | None = None
 
 
 def answer_of(record: RequestRecord) -> Answer:

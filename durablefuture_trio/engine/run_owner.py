@@ -485,6 +485,8 @@ class RunOwner:
                 return self._take_outcome(item, report.outcome, report.worker, now)
             case TimerFire() as fire:
                 return self._take_fire(item, fire, now)
+            case _:
+                return self._consume_without_commit(item)
 
     def _is_decided(self, message: Inbound) -> bool:
         """Whether the history says that this message was consumed, applied or refused."""

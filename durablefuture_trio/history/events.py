@@ -14,11 +14,14 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from durablefuture_trio.codec.payload import Failure, Payload
-from durablefuture_trio.history.options import ActivityOptionsRecord
+from durablefuture_trio.history.options import ActivityOptionsRecord, RetryPolicy
 
 Route = Literal["local", "queue"]
 FailureReason = Literal["error", "crashed", "timed_out", "cancelled", "lost"]
 TimeoutKind = Literal["start_to_close", "schedule_to_close", "schedule_to_start", "heartbeat"]
+ParentClose = Literal["terminate", "cancel", "abandon"]
+ExternalKind = Literal["signal", "cancel"]
+ChildEnd = Literal["failed", "cancelled", "terminated", "timed_out"]
 
 
 class EventClass(Enum):
@@ -57,6 +60,37 @@ class RequestRecord(msgspec.Struct, frozen=True, array_like=True):
     message: str = ""
 
 
+class CallerRecord(msgspec.Struct, frozen=True, array_like=True):
+    """The call of a workflow that asked for something of another workflow, and is told what came of it."""
+
+    workflow_id: str
+    run_id: str
+    call: int
+
+
+class CarriedSignal(msgspec.Struct, frozen=True, array_like=True):
+    """A signal that a run was given and did not take before it continued as new."""
+
+    name: str
+    arguments: Payload
+
+
+class CarriedUpdate(msgspec.Struct, frozen=True, array_like=True):
+    """An accepted update that was not completed before its run continued as new."""
+
+    update_id: str
+    name: str
+    arguments: Payload
+
+
+class UpdateRecord(msgspec.Struct, frozen=True, array_like=True):
+    """The outcome of an update, kept so that a repetition of it is answered. One of the two is there."""
+
+    update_id: str
+    result: Payload | None = None
+    failure: Failure | None = None
+
+
 # --- stimuli ----------------------------------------------------------------------------------------------------------
 
 
@@ -71,6 +105,16 @@ class WorkflowStarted(EventBase, frozen=True, tag=True):
         execution_deadline: absolute Unix seconds at which the run times out.
         memo: encoded user value shown in listings.
         carried: decided requests of earlier runs of the id, newest last, bounded.
+        parent: the call that started this run as a child.
+        first_run_id: the run with which the chain began that this one continues; empty: this one.
+        continued_from: the run that this one continues (as new, or as its next attempt).
+        attempt: of the workflow's retry policy, from 1.
+        retry_policy: how failed runs are repeated; None: not at all.
+        not_before: Unix seconds before which the code does not begin (a delayed start, or the backoff of a retry).
+        signals, updates: what the run before was given and did not take or complete.
+        cancel_reason: the run before was cancelled, and so is this one from its beginning; None: not.
+        last_result: what the last completed run of a chain of retries returned.
+        update_outcomes: completed updates of earlier runs of the id, newest last, bounded.
     """
 
     workflow_id: str
@@ -81,6 +125,17 @@ class WorkflowStarted(EventBase, frozen=True, tag=True):
     execution_deadline: float | None = None
     memo: Payload | None = None
     carried: tuple[RequestRecord, ...] = ()
+    parent: CallerRecord | None = None
+    first_run_id: str = ""
+    continued_from: str = ""
+    attempt: int = 1
+    retry_policy: RetryPolicy | None = None
+    not_before: float | None = None
+    signals: tuple[CarriedSignal, ...] = ()
+    updates: tuple[CarriedUpdate, ...] = ()
+    cancel_reason: str | None = None
+    last_result: Payload | None = None
+    update_outcomes: tuple[UpdateRecord, ...] = ()
 
 
 class ActivityCompleted(EventBase, frozen=True, tag=True):
@@ -123,6 +178,66 @@ class TimerFired(EventBase, frozen=True, tag=True):
     deadline: float
 
 
+class SignalReceived(EventBase, frozen=True, tag=True):
+    """Somebody sent the run a signal."""
+
+    name: str
+    arguments: Payload
+    request_id: str = ""
+
+
+class UpdateAccepted(EventBase, frozen=True, tag=True):
+    """An update is to be run: its validator had nothing against it, or its handler is not there yet."""
+
+    update_id: str
+    name: str
+    arguments: Payload
+    request_id: str = ""
+
+
+class CancelRequested(EventBase, frozen=True, tag=True):
+    """Somebody wants the run to end: its root scope is cancelled."""
+
+    reason: str = ""
+    request_id: str = ""
+
+
+class ChildStarted(EventBase, frozen=True, tag=True):
+    """The child's owner has recorded its start."""
+
+    call: int
+    run_id: str
+
+
+class ChildStartFailed(EventBase, frozen=True, tag=True):
+    """The child's owner has refused its start."""
+
+    call: int
+    failure: Failure
+
+
+class ChildCompleted(EventBase, frozen=True, tag=True):
+    """A child workflow has its result."""
+
+    call: int
+    result: Payload
+
+
+class ChildFailed(EventBase, frozen=True, tag=True):
+    """A child workflow ended without a result. ``failure`` is what it raised, or says what became of it."""
+
+    call: int
+    how: ChildEnd
+    failure: Failure
+
+
+class ExternalResolved(EventBase, frozen=True, tag=True):
+    """What came of a signal or a cancel sent to another workflow; no failure: it is in that workflow's history."""
+
+    call: int
+    failure: Failure | None = None
+
+
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +264,60 @@ class ActivityCancelRequested(EventBase, frozen=True, tag=True):
     activity_id: int
 
 
+class ChildInitiated(EventBase, frozen=True, tag=True):
+    """A child workflow is to be started. The start is sent after this is committed, as often as it takes.
+
+    Attributes:
+        call: number of the call in the run; it shares its sequence with the activities.
+        workflow_id, workflow, arguments: of the child.
+        parent_close: what becomes of the child when this run ends before it.
+        execution_timeout: seconds the child may take.
+    """
+
+    call: int
+    workflow_id: str
+    workflow: str
+    arguments: Payload
+    parent_close: ParentClose = "terminate"
+    execution_timeout: float | None = None
+    retry_policy: RetryPolicy | None = None
+    memo: Payload | None = None
+
+
+class ChildCancelRequested(EventBase, frozen=True, tag=True):
+    """Workflow code no longer wants the child's result: the child is to be cancelled."""
+
+    call: int
+
+
+class ExternalRequested(EventBase, frozen=True, tag=True):
+    """A signal or a cancel is to be sent to another workflow. ``run_id`` empty: to whichever run is open."""
+
+    call: int
+    kind: ExternalKind
+    workflow_id: str
+    run_id: str = ""
+    name: str = ""
+    arguments: Payload | None = None
+    reason: str = ""
+
+
+class MarkerRecorded(EventBase, frozen=True, tag=True):
+    """The code took the new side of `workflow.patched`. ``deprecated``: code without the old side recorded it, and code
+    without the patch may replay it."""
+
+    patch: str
+    deprecated: bool = False
+
+
+class UpdateCompleted(EventBase, frozen=True, tag=True):
+    """The handler of an accepted update returned or raised."""
+
+    update_id: str
+    result: Payload | None = None
+    failure: Failure | None = None
+
+
 class WorkflowCompleted(EventBase, frozen=True, tag=True):
     """The workflow function returned."""
 
@@ -156,9 +325,24 @@ class WorkflowCompleted(EventBase, frozen=True, tag=True):
 
 
 class WorkflowFailed(EventBase, frozen=True, tag=True):
-    """The workflow function raised."""
+    """The workflow function raised. ``next_run_id``: the run that tries again, which starts in the same commit."""
 
     failure: Failure
+    next_run_id: str = ""
+
+
+class WorkflowCancelled(EventBase, frozen=True, tag=True):
+    """The workflow function let its cancellation end it."""
+
+    reason: str = ""
+
+
+class ContinuedAsNew(EventBase, frozen=True, tag=True):
+    """The workflow goes on in a fresh run, which starts in the same commit."""
+
+    next_run_id: str
+    workflow: str
+    arguments: Payload
 
 
 # --- owner events -----------------------------------------------------------------------------------------------------
@@ -189,8 +373,36 @@ class WorkflowTimedOut(EventBase, frozen=True, tag=True):
     """The run was still open at its execution deadline."""
 
 
-Stimulus: TypeAlias = WorkflowStarted | ActivityCompleted | ActivityFailed | ActivityCancelled | TimerFired
-Terminal: TypeAlias = WorkflowCompleted | WorkflowFailed | WorkflowTerminated | WorkflowTimedOut
+class HistoryLimitExceeded(EventBase, frozen=True, tag=True):
+    """The run has more events than a history may hold, and was ended."""
+
+    limit: int
+
+
+Stimulus: TypeAlias = (
+    WorkflowStarted
+    | ActivityCompleted
+    | ActivityFailed
+    | ActivityCancelled
+    | TimerFired
+    | SignalReceived
+    | UpdateAccepted
+    | CancelRequested
+    | ChildStarted
+    | ChildStartFailed
+    | ChildCompleted
+    | ChildFailed
+    | ExternalResolved
+)
+Terminal: TypeAlias = (
+    WorkflowCompleted
+    | WorkflowFailed
+    | WorkflowCancelled
+    | ContinuedAsNew
+    | WorkflowTerminated
+    | WorkflowTimedOut
+    | HistoryLimitExceeded
+)
 Event: TypeAlias = (
     WorkflowStarted
     | ActivityCompleted
@@ -204,9 +416,33 @@ Event: TypeAlias = (
     | ActivityStarted
     | WorkflowTerminated
     | WorkflowTimedOut
+    | SignalReceived
+    | UpdateAccepted
+    | CancelRequested
+    | ChildStarted
+    | ChildStartFailed
+    | ChildCompleted
+    | ChildFailed
+    | ExternalResolved
+    | ChildInitiated
+    | ChildCancelRequested
+    | ExternalRequested
+    | MarkerRecorded
+    | UpdateCompleted
+    | WorkflowCancelled
+    | ContinuedAsNew
+    | HistoryLimitExceeded
 )
 
-TERMINAL_EVENTS = (WorkflowCompleted, WorkflowFailed, WorkflowTerminated, WorkflowTimedOut)
+TERMINAL_EVENTS = (
+    WorkflowCompleted,
+    WorkflowFailed,
+    WorkflowCancelled,
+    ContinuedAsNew,
+    WorkflowTerminated,
+    WorkflowTimedOut,
+    HistoryLimitExceeded,
+)
 
 _CLASSES: dict[type[EventBase], EventClass] = {
     WorkflowStarted: EventClass.STIMULUS,
@@ -219,6 +455,22 @@ _CLASSES: dict[type[EventBase], EventClass] = {
     ActivityStarted: EventClass.OWNER,
     WorkflowTerminated: EventClass.OWNER,
     WorkflowTimedOut: EventClass.OWNER,
+    SignalReceived: EventClass.STIMULUS,
+    UpdateAccepted: EventClass.STIMULUS,
+    CancelRequested: EventClass.STIMULUS,
+    ChildStarted: EventClass.STIMULUS,
+    ChildStartFailed: EventClass.STIMULUS,
+    ChildCompleted: EventClass.STIMULUS,
+    ChildFailed: EventClass.STIMULUS,
+    ExternalResolved: EventClass.STIMULUS,
+    ChildInitiated: EventClass.COMMAND,
+    ChildCancelRequested: EventClass.COMMAND,
+    ExternalRequested: EventClass.COMMAND,
+    MarkerRecorded: EventClass.COMMAND,
+    UpdateCompleted: EventClass.COMMAND,
+    WorkflowCancelled: EventClass.COMMAND,
+    ContinuedAsNew: EventClass.COMMAND,
+    HistoryLimitExceeded: EventClass.OWNER,
 }
 
 

@@ -14,12 +14,26 @@ from durablefuture_trio.history.events import (
     ActivityCompleted,
     ActivityFailed,
     ActivityScheduled,
+    CancelRequested,
+    ChildCancelRequested,
+    ChildCompleted,
+    ChildFailed,
+    ChildInitiated,
+    ChildStarted,
+    ChildStartFailed,
     Event,
     EventClass,
+    ExternalRequested,
+    ExternalResolved,
+    MarkerRecorded,
     RequestRecord,
     Route,
+    SignalReceived,
     Terminal,
     TimerFired,
+    UpdateAccepted,
+    UpdateCompleted,
+    UpdateRecord,
     WorkflowStarted,
     WorkflowTerminated,
     class_of,
@@ -28,6 +42,10 @@ from durablefuture_trio.history.options import ActivityOptionsRecord
 
 MAX_RECENT_REQUESTS = 100
 """How many decided requests of a workflow id are remembered; older ones are forgotten first."""
+
+
+MAX_UPDATE_OUTCOMES = 100
+"""How many outcomes of updates of a workflow id are remembered; older ones are forgotten first."""
 
 
 class ActivityPhase(Enum):
@@ -65,6 +83,20 @@ class ActivityState:
 
 
 @dataclass(slots=True)
+class ChildState:
+    """A child that was asked for and has not ended. Those that have leave the state.
+
+    Attributes:
+        run_id: of the child; empty until its owner has recorded its start.
+        cancel_requested: workflow code no longer wants the result.
+    """
+
+    initiated: ChildInitiated
+    run_id: str = ""
+    cancel_requested: bool = False
+
+
+@dataclass(slots=True)
 class RunState:
     """All an owner needs to know about a run, and no more than the history says.
 
@@ -79,6 +111,11 @@ class RunState:
         activities: the open calls; in_backoff: those of them that wait for their next attempt.
         requests: recently decided requests, oldest first.
         terminal: the event that closed the run.
+        children, externals: what was asked of other workflows and is not answered, by number of the call.
+        updates: accepted updates that are not completed, by id; update_outcomes: recently completed ones, oldest first.
+        signals: how many were received.
+        cancel_reason: the run is cancelled; None: it is not.
+        patches: markers in the history.
     """
 
     started: WorkflowStarted
@@ -96,6 +133,13 @@ class RunState:
     in_backoff: dict[int, ActivityState] = field(default_factory=dict)
     requests: dict[str, RequestRecord] = field(default_factory=dict)
     terminal: Terminal | None = None
+    children: dict[int, ChildState] = field(default_factory=dict)
+    externals: dict[int, ExternalRequested] = field(default_factory=dict)
+    updates: dict[str, UpdateAccepted] = field(default_factory=dict)
+    update_outcomes: dict[str, UpdateRecord] = field(default_factory=dict)
+    signals: int = 0
+    cancel_reason: str | None = None
+    patches: set[str] = field(default_factory=set)
 
     @property
     def workflow_id(self) -> str:
@@ -154,6 +198,22 @@ class RunState:
                 self.wake_at = None
             case WorkflowStarted():
                 self._remember(RequestRecord(event.request_id, "applied", event.run_id))
+            case SignalReceived() | UpdateAccepted() | CancelRequested():
+                self._apply_request(event)
+            case UpdateCompleted():
+                self.updates.pop(event.update_id, None)
+                self._remember_update(UpdateRecord(event.update_id, event.result, event.failure))
+            case ChildInitiated() | ChildCancelRequested() | ChildStarted():
+                self._apply_child(event)
+            case ChildStartFailed() | ChildCompleted() | ChildFailed():
+                self.children.pop(event.call, None)
+            case ExternalRequested():
+                self.calls = max(self.calls, event.call)
+                self.externals[event.call] = event
+            case ExternalResolved():
+                self.externals.pop(event.call, None)
+            case MarkerRecorded():
+                self.patches.add(event.patch)
             case WorkflowTerminated(request_id=request_id) if request_id:
                 self._remember(RequestRecord(request_id, "applied", self.run_id))
             case _:
@@ -163,6 +223,32 @@ class RunState:
             self.activities.clear()
             self.in_backoff.clear()
             self.wake_at = None
+
+    def _apply_request(self, event: SignalReceived | UpdateAccepted | CancelRequested) -> None:
+        match event:
+            case SignalReceived():
+                self.signals += 1
+            case UpdateAccepted():
+                self.updates[event.update_id] = event
+            case CancelRequested():
+                self.cancel_reason = event.reason
+        self._remember(RequestRecord(event.request_id, "applied", self.run_id))
+
+    def _apply_child(self, event: ChildInitiated | ChildCancelRequested | ChildStarted) -> None:
+        if isinstance(event, ChildInitiated):
+            self.calls = max(self.calls, event.call)
+            self.children[event.call] = ChildState(event)
+        elif (child := self.children.get(event.call)) is None:
+            return
+        elif isinstance(event, ChildCancelRequested):
+            child.cancel_requested = True
+        else:
+            child.run_id = event.run_id
+
+    def _remember_update(self, record: UpdateRecord) -> None:
+        self.update_outcomes[record.update_id] = record
+        while len(self.update_outcomes) > MAX_UPDATE_OUTCOMES:
+            del self.update_outcomes[next(iter(self.update_outcomes))]
 
     def _close(self, activity_id: int) -> None:
         self.activities.pop(activity_id, None)
@@ -201,6 +287,14 @@ def start_state(started: WorkflowStarted, first_n: int) -> RunState:
     """The state before the first event of a run; the event itself is still to be applied."""
     state = RunState(started=started, first_n=first_n)
     state.requests = {record.request_id: record for record in started.carried}
+    state.update_outcomes = {record.update_id: record for record in started.update_outcomes}
+    state.updates = {
+        item.update_id: UpdateAccepted(
+            id=started.id, at=started.at, update_id=item.update_id, name=item.name, arguments=item.arguments
+        )
+        for item in started.updates
+    }
+    state.cancel_reason = started.cancel_reason
     return state
 
 

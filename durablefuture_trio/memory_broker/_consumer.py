@@ -80,7 +80,7 @@ class Consumer:
         # In the order of their deadlines: the wait is one constant, and whoever starts anew goes to the end.
         self._unacked: OrderedDict[int, _Unacked] = OrderedDict()
         self._again: OrderedDict[int, None] = OrderedDict()
-        self._passed = 0  # the last stream sequence it has looked at
+        self._passed = 0  # the highest stream sequence delivered
         # Up to here everything is acknowledged, the server believes: by consumer and by stream sequence.
         self._floor_consumer_seq = 0
         self._floor_seq = 0
@@ -175,9 +175,8 @@ class Consumer:
 
     # --- delivering ---------------------------------------------------------------------------------------------------
 
-    def deliver(self, get: Callable[[int], Stored | None], last_seq: int, now: float) -> bool:
-        """Send what there is, in a stream that has got to `last_seq`, to readers with room; whether a wait for
-        acknowledgements has begun."""
+    def deliver(self, get: Callable[[int], Stored | None], now: float) -> bool:
+        """Send what there is to readers with room; whether a wait for acknowledgements has begun."""
         begun = False
         while self.pulls and (self._again or self._todo):
             repeated = bool(self._again)
@@ -200,8 +199,6 @@ class Consumer:
             self._unacked[seq] = _Unacked(self._deadline(now), delivered, first_seq)
             begun = True
             pull.send(self._delivery(stored, delivered), self.delivered_seq)
-        if not self._todo:
-            self._passed = last_seq
         return begun and self.ack_wait is not None
 
     def expire(self, now: float) -> None:

@@ -261,7 +261,7 @@ class HostedStream:
         if (
             consumer.pulls
             and self.consumers.get(consumer.name) is consumer
-            and consumer.deliver(self.stream.get, self.stream.last_seq, self._host.scheduler.now())
+            and consumer.deliver(self.stream.get, self._host.scheduler.now())
         ):
             self._watch_ack_wait(consumer)
 

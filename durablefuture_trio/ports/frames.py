@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from durablefuture_trio.codec.payload import Failure, Payload
 from durablefuture_trio.engine.attempts import ActivityKey, AttemptCompleted, AttemptFailed, RunActivity
 from durablefuture_trio.engine.commands import Command
 from durablefuture_trio.history.events import Stimulus
@@ -34,11 +35,14 @@ __all__ = [
     "Loaded",
     "LogLine",
     "Missing",
+    "Queried",
+    "Query",
     "Ready",
     "Refused",
     "RunActivity",
     "SandboxDown",
     "SandboxUp",
+    "ValidateUpdate",
     "WorkerDown",
     "WorkerUp",
 ]
@@ -106,6 +110,8 @@ class LoadRun(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults
         commits: bodies of consecutive commits, as stored.
         first: this chunk is the first (drop whatever is cached of the run).
         last: no more chunks follow.
+        patches: the patches whose markers are anywhere in the history (with the first chunk).
+        keep: keep the run although it has closed: a query follows.
     """
 
     exchange: int
@@ -113,6 +119,8 @@ class LoadRun(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults
     commits: tuple[bytes, ...]
     first: bool = False
     last: bool = False
+    patches: tuple[str, ...] = ()
+    keep: bool = False
 
 
 class Activate(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
@@ -123,6 +131,37 @@ class Activate(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_default
     run_id: str
     activation: int
     stimulus: Stimulus
+
+
+class Query(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
+    """Down: answer a query from what the cached run holds, without changing it. Answered by `Queried` or `Missing`.
+    ``activation``: how many stimuli the run must have applied."""
+
+    exchange: int
+    run_id: str
+    activation: int
+    name: str
+    arguments: Payload
+
+
+class ValidateUpdate(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
+    """Down: ask the validator of an update, without changing the run. Answered by `Queried` or `Missing`: no failure
+    means that the update may be accepted (also when there is no handler for it yet)."""
+
+    exchange: int
+    run_id: str
+    activation: int
+    name: str
+    arguments: Payload
+
+
+class Queried(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
+    """Up: the answer to a query or a validation. ``failure``: what it raised."""
+
+    exchange: int
+    run_id: str
+    result: Payload | None = None
+    failure: Failure | None = None
 
 
 class Evict(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
@@ -212,7 +251,7 @@ class AttemptStarted(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_d
     started_at: float
 
 
-SandboxDown: TypeAlias = Hello | LoadRun | Activate | Evict | Bye
-SandboxUp: TypeAlias = Ready | Refused | Loaded | Activated | Blocked | Missing | Evicted | LogLine
+SandboxDown: TypeAlias = Hello | LoadRun | Activate | Query | ValidateUpdate | Evict | Bye
+SandboxUp: TypeAlias = Ready | Refused | Loaded | Activated | Blocked | Missing | Queried | Evicted | LogLine
 WorkerDown: TypeAlias = Hello | RunActivity | CancelAttempt | Bye
 WorkerUp: TypeAlias = Ready | Refused | AttemptStarted | AttemptCompleted | AttemptFailed | LogLine

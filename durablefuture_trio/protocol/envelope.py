@@ -11,11 +11,16 @@ import msgspec
 from durablefuture_trio.engine.requests import (
     Answer,
     AttemptReport,
+    CancelRequest,
+    ChildReport,
     Envelope,
+    ExternalReport,
     Inbound,
+    SignalRequest,
     StartRequest,
     TerminateRequest,
     TimerFire,
+    UpdateRequest,
     answer_of,
 )
 from durablefuture_trio.history.events import Terminal
@@ -26,12 +31,17 @@ __all__ = [
     "REQUEST_HEADER",
     "Answer",
     "AttemptReport",
+    "CancelRequest",
+    "ChildReport",
     "ClosedHint",
     "Envelope",
+    "ExternalReport",
     "Inbound",
+    "SignalRequest",
     "StartRequest",
     "TerminateRequest",
     "TimerFire",
+    "UpdateRequest",
     "answer_of",
     "decode_answer",
     "decode_envelope",
@@ -51,8 +61,13 @@ REPLY_HEADER = "Df-Reply"
 _KINDS: dict[type, str] = {
     StartRequest: "start",
     TerminateRequest: "terminate",
+    CancelRequest: "cancel",
+    SignalRequest: "signal",
+    UpdateRequest: "update",
     AttemptReport: "outcome",
     TimerFire: "timer",
+    ChildReport: "child",
+    ExternalReport: "external",
 }
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Envelope] = msgspec.msgpack.Decoder(Envelope)

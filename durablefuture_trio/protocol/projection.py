@@ -8,7 +8,10 @@ import msgspec
 
 from durablefuture_trio.codec.payload import Payload
 from durablefuture_trio.history.events import (
+    ContinuedAsNew,
+    HistoryLimitExceeded,
     Terminal,
+    WorkflowCancelled,
     WorkflowCompleted,
     WorkflowFailed,
     WorkflowTerminated,
@@ -18,13 +21,16 @@ from durablefuture_trio.history.state import RunState
 from durablefuture_trio.ports.broker import Append, Broker, Conflict
 from durablefuture_trio.protocol.subjects import Subjects
 
-Status = Literal["running", "blocked", "completed", "failed", "terminated", "timed_out"]
+Status = Literal["running", "blocked", "completed", "failed", "cancelled", "continued", "terminated", "timed_out"]
 
 _STATUS: dict[type, Status] = {
     WorkflowCompleted: "completed",
     WorkflowFailed: "failed",
     WorkflowTerminated: "terminated",
     WorkflowTimedOut: "timed_out",
+    WorkflowCancelled: "cancelled",
+    ContinuedAsNew: "continued",
+    HistoryLimitExceeded: "failed",
 }
 
 MAX_TERMINAL_BYTES = 64 * 1024
