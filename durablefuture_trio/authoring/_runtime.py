@@ -14,7 +14,25 @@ from uuid import UUID
 
 import msgspec
 
+from durablefuture_trio.codec.payload import Payload
 from durablefuture_trio.history.options import ActivityOptionsRecord
+
+
+class ContinueAsNewRequested(BaseException):
+    """Raised by ``workflow.continue_as_new``: the run ends, and the workflow goes on in a fresh one.
+
+    No `Exception`, so that code which handles failures does not take it for one. It may come out of any task of the run
+    and in groups; a real failure beside it wins.
+
+    Args:
+        workflow: the registered name of what runs next.
+        arguments: encoded when it was asked for.
+    """
+
+    def __init__(self, workflow: str, arguments: Payload) -> None:
+        super().__init__(f"workflow {workflow} continues as new")
+        self.workflow = workflow
+        self.arguments = arguments
 
 
 class WorkflowInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +76,11 @@ class WorkflowRuntime(Protocol):
 
     def replaying(self) -> bool:
         """Whether recorded history is being repeated; for muting logs, never for decisions."""
+        ...
+
+    @property
+    def history_patches(self) -> frozenset[str]:
+        """The patches that the recorded history has markers of, while it is repeated."""
         ...
 
     def call_activity(

@@ -66,6 +66,7 @@ class WorkflowRun:
         self._terminal: Command | None = None
         self._blocked: RunBlockedError | NondeterminismError | None = None
         self._replaying = False
+        self.history_patches: frozenset[str] = frozenset()
         self._closing = False
         self._random: Random | None = None
         self._noise: Random | None = None
