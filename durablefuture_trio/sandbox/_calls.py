@@ -16,10 +16,11 @@ import trio
 
 from durablefuture_trio import codec
 from durablefuture_trio.codec.payload import Payload
-from durablefuture_trio.engine.commands import CancelActivity, Command, ScheduleActivity
+from durablefuture_trio.engine.commands import CancelActivity, ScheduleActivity
 from durablefuture_trio.errors import ActivityError, NondeterminismError
 from durablefuture_trio.history.events import ActivityCancelled, ActivityCompleted, ActivityFailed
 from durablefuture_trio.history.options import ActivityOptionsRecord
+from durablefuture_trio.sandbox._asked import AskedCommands
 from durablefuture_trio.sandbox._blocked import RunBlockedError
 from durablefuture_trio.sandbox._sources import source_here, source_of_task
 
@@ -43,19 +44,21 @@ class _Call:
 
 
 class DurableCalls:
-    """The open calls of a run and what the current activation asked for.
+    """The open calls of a run.
 
     Args:
         reschedule: lets a waiting task go on, see `TrioDriver.reschedule`.
+        asked: takes the commands.
     """
 
-    def __init__(self, reschedule: Callable[[trio.lowlevel.Task, outcome.Outcome[Any]], None]) -> None:
+    def __init__(
+        self, reschedule: Callable[[trio.lowlevel.Task, outcome.Outcome[Any]], None], asked: AskedCommands
+    ) -> None:
         self._reschedule = reschedule
+        self._asked = asked
         self._open: dict[int, _Call] = {}
         self._made = 0
         self._abandoned: set[int] = set()
-        self._schedules: dict[int, ScheduleActivity] = {}
-        self._cancels: dict[int, CancelActivity] = {}
 
     async def call(self, name: str, arguments: Payload, options: ActivityOptionsRecord, result_type: Any) -> Any:
         """Schedule an activity and wait for its result.
@@ -69,8 +72,9 @@ class DurableCalls:
         source = source_here(2) or source_of_task(trio.lowlevel.current_task())
         call = _Call(number, name, options, result_type, source)
         self._open[number] = call
-        self._schedules[number] = ScheduleActivity(
-            call=number, name=name, arguments=arguments, options=options, source=source
+        self._asked.add_call(
+            number,
+            ScheduleActivity(call=number, name=name, arguments=arguments, options=options, source=source),
         )
         del arguments  # may be large, and this frame lives as long as the activity takes
 
@@ -79,24 +83,9 @@ class DurableCalls:
 
         return await trio.lowlevel.wait_task_rescheduled(abort)
 
-    def take_commands(self) -> list[Command]:
-        """What this activation asked for, in order. Cancels come last and sorted: Trio cancels the tasks of a scope in
-        the order of their addresses, which differs from process to process."""
-        commands: list[Command] = list(self._schedules.values())
-        self._schedules.clear()
-        if self._cancels:
-            commands.extend(self._ordered_cancels())
-            self._cancels.clear()
-        return commands
-
     def forget(self) -> None:
         """Let go of everything: the run has ended."""
         self._open.clear()
-        self._schedules.clear()
-        self._cancels.clear()
-
-    def _ordered_cancels(self) -> list[CancelActivity]:
-        return [self._cancels[number] for number in sorted(self._cancels)]
 
     def settle(self, stimulus: ActivityCompleted | ActivityFailed | ActivityCancelled) -> None:
         """Give a recorded outcome to the task that waits for it.
@@ -121,10 +110,10 @@ class DurableCalls:
         self._reschedule(call.task, _outcome_of(call, stimulus))
 
     def _cancel(self, call: _Call, raise_cancel: RaiseCancel) -> trio.lowlevel.Abort:
-        if self._schedules.pop(call.number, None) is not None:
+        if self._asked.take_back(call.number):
             del self._open[call.number]
             return trio.lowlevel.Abort.SUCCEEDED
-        self._cancels[call.number] = CancelActivity(call=call.number, source=call.source)
+        self._asked.cancel(call.number, CancelActivity(call=call.number, source=call.source))
         if call.options.abandon_on_cancel:
             del self._open[call.number]
             self._abandoned.add(call.number)

@@ -23,6 +23,7 @@ from durablefuture_trio.history.events import (
     WorkflowStarted,
 )
 from durablefuture_trio.history.options import ActivityOptionsRecord
+from durablefuture_trio.sandbox._asked import AskedCommands
 from durablefuture_trio.sandbox._blocked import RunBlockedError
 from durablefuture_trio.sandbox._calls import DurableCalls
 from durablefuture_trio.sandbox._guards import Guards
@@ -62,7 +63,8 @@ class WorkflowRun:
         context = contextvars.copy_context()
         context.run(current_run.set, self)
         self._driver = TrioDriver(self._main, now=started.at, context=context)
-        self._calls = DurableCalls(self._driver.reschedule)
+        self._asked = AskedCommands()
+        self._calls = DurableCalls(self._driver.reschedule, self._asked)
         self._terminal: Command | None = None
         self._blocked: RunBlockedError | NondeterminismError | None = None
         self._replaying = False
@@ -109,7 +111,7 @@ class WorkflowRun:
                 self._block(error)  # a violation that led to it came first and stays
         if self._blocked is not None:
             raise self._blocked
-        commands = self._calls.take_commands()
+        commands = self._asked.take()
         if self._terminal is not None:
             commands.append(self._terminal)
         return commands
@@ -124,6 +126,7 @@ class WorkflowRun:
         with Guards(self):
             self._driver.close()
         self._calls.forget()
+        self._asked.forget()
         self._blocked = None  # its traceback leads back here
 
     def _apply(self, stimulus: Stimulus) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from durablefuture_trio.engine.commands import CancelActivity, Command
+from durablefuture_trio.engine.commands import Command
 from durablefuture_trio.history.events import (
     ActivityCancelRequested,
     ActivityScheduled,
@@ -24,7 +24,7 @@ from durablefuture_trio.history.events import (
     class_of,
 )
 from durablefuture_trio.ports.frames import Activated, Loaded
-from durablefuture_trio.sandbox import _calls, _trio_driver
+from durablefuture_trio.sandbox import _asked, _trio_driver
 from tests._support.random_programs import Scatter, digests, new_host, new_story, tell
 from tests._support.sandbox import Story, body_of, event_of
 
@@ -72,10 +72,10 @@ def cancels_in(events: Sequence[Event]) -> int:
 
 
 def test_without_the_sorting_of_cancels_executions_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    def in_the_order_of_arrival(self: _calls.DurableCalls) -> list[CancelActivity]:
+    def in_the_order_of_arrival(self: _asked.AskedCommands) -> list[Command]:
         return list(self._cancels.values())
 
-    monkeypatch.setattr(_calls.DurableCalls, "_ordered_cancels", in_the_order_of_arrival)
+    monkeypatch.setattr(_asked.AskedCommands, "_ordered_cancels", in_the_order_of_arrival)
     assert digests(range(100), salt=5) != digests(range(100), salt=6)
 
 
