@@ -182,12 +182,7 @@ class RunOwner:
 
     def delivered(self, message: Inbound, now: float) -> None:
         """An inbox message has come (perhaps again, after a takeover)."""
-        known = message.seq in self._anchors
-        self._anchors.hold(message.seq, message.handle)
-        if isinstance(message.envelope, TimerFire):
-            self._settling.fired(message.envelope.n)
-        if not known and not self._is_in_work(message.seq):
-            self._inputs.append(message)
+        self._receive(message)
         self._advance(now)
 
     def outcome(self, outcome: AttemptOutcome, worker: str, now: float) -> None:
@@ -334,12 +329,19 @@ class RunOwner:
         """Ownership is in doubt: decide, dispatch and acknowledge nothing. Attempts go on; outcomes are kept."""
         self._suspended = True
 
-    def resume(self, now: float) -> None:
-        """Ownership is certain again, under a new epoch: every unacknowledged inbox message will be delivered anew."""
-        self._suspended = False
+    def resume(self, now: float, waiting: Iterable[Inbound] = ()) -> None:
+        """Ownership is certain again, under a new epoch: every unacknowledged inbox message is delivered anew.
+
+        Args:
+            waiting: those that were in the inbox. They are there before anything else of the run goes on: a start
+                among them, refused by an owner that has died since, must not be found behind the end of the run.
+        """
         self._anchors.clear()
         self._told.clear()
         self._inputs = deque(item for item in self._inputs if isinstance(item, LocalOutcome))
+        for message in waiting:
+            self._receive(message)
+        self._suspended = False
         self._advance(now)
 
     def quiesce(self) -> None:
@@ -378,6 +380,14 @@ class RunOwner:
             or self.knowledge is Knowledge.LOADING
             or not self._settling.is_idle
         )
+
+    def _receive(self, message: Inbound) -> None:
+        known = message.seq in self._anchors
+        self._anchors.hold(message.seq, message.handle)
+        if isinstance(message.envelope, TimerFire):
+            self._settling.fired(message.envelope.n)
+        if not known and not self._is_in_work(message.seq):
+            self._inputs.append(message)
 
     # --- taking inputs -----------------------------------------------------------------------------------------------
 

@@ -274,8 +274,16 @@ class Shard:
         """Everything that was waiting at the takeover is known: now runs may go on."""
         self._is_active = True
         now = self._clock.now()
-        for owner in list(self._owners.values()):
-            self._notify(owner, partial(owner.resume, now))
+        count = len(early)
+        known = {workflow_id: list[Inbound]() for workflow_id in self._owners}
+        if not self.is_quiescing:
+            for message in early:
+                if (messages := known.get(message.envelope.workflow_id)) is not None:
+                    messages.append(message)
+            early = [message for message in early if message.envelope.workflow_id not in known]
+        for workflow_id, messages in known.items():
+            owner = self._owners[workflow_id]
+            self._notify(owner, partial(owner.resume, now, messages))
         held, self._held = self._held, []
         for notify in held:
             notify()
@@ -289,7 +297,7 @@ class Shard:
         self._pump()
         self._alarm.set()
         self.usable.set()
-        logger.info("shard %d is owned, epoch %d, %d messages waiting", self.number, self._epoch, len(early))
+        logger.info("shard %d is owned, epoch %d, %d messages waiting", self.number, self._epoch, count)
 
     def _decode(self, delivery: Delivery) -> Inbound | None:
         try:
