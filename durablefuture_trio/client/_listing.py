@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 import msgspec
 import trio
 
-from durablefuture_trio.client._reading import unavailable
+from durablefuture_trio.client._reading import Patience, unavailable
 from durablefuture_trio.client._records import WorkflowDescription, listed
 from durablefuture_trio.client._timing import jittered
-from durablefuture_trio.ports.broker import Broker, BrokerError, Incomplete, NoAnswer, Stored
+from durablefuture_trio.ports.broker import Broker, BrokerError, Stored
 from durablefuture_trio.protocol.projection import ProjectionRecord, Status, decode_record
 from durablefuture_trio.protocol.subjects import Subjects
 
@@ -47,13 +47,14 @@ class Listing:
                 return listed(record)
 
     async def _next(self) -> Stored:
+        patience = Patience()
         while True:
             try:
                 stored = await anext(self._scan)
-            except (NoAnswer, Incomplete) as error:
-                logger.debug("the listing broke off after record %d: %r", self._after, error)
             except BrokerError as error:
-                raise unavailable(f"the listing of namespace {self._subjects.namespace!r}", error) from error
+                if not patience.outlasts(error):
+                    raise unavailable(f"the listing of namespace {self._subjects.namespace!r}", error) from error
+                logger.debug("the listing broke off after record %d: %r", self._after, error)
             else:
                 self._after = stored.seq
                 return stored

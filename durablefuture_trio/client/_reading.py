@@ -8,15 +8,32 @@ from typing import TypeVar
 
 import trio
 
-from durablefuture_trio.client._timing import EXPLAIN_AFTER_S, jittered
+from durablefuture_trio.client._timing import EXPLAIN_AFTER_S, LEADER_WITHIN_S, jittered
 from durablefuture_trio.errors import BrokerUnavailableError, WorkflowNotFoundError
 from durablefuture_trio.history.events import Terminal
-from durablefuture_trio.ports.broker import BrokerError, Incomplete, NoAnswer
+from durablefuture_trio.ports.broker import NO_RESPONDERS, BrokerError, Incomplete, NoAnswer, Rejected
 from durablefuture_trio.protocol.loading import HistoryReader, NumberedCommit, terminal_of
 
 logger = logging.getLogger("durablefuture_trio.client")
 
 T = TypeVar("T")
+
+
+class Patience:
+    """Whether it helps to ask again. One for each question."""
+
+    def __init__(self) -> None:
+        self._leader_by: float | None = None
+
+    def outlasts(self, error: BrokerError) -> bool:
+        """After this error: silence may last as long as it likes, a missing leader only so long."""
+        if not isinstance(error, Rejected) or error.code != NO_RESPONDERS:
+            self._leader_by = None
+            return isinstance(error, NoAnswer | Incomplete)
+        now = trio.current_time()
+        if self._leader_by is None:
+            self._leader_by = now + LEADER_WITHIN_S
+        return now < self._leader_by
 
 
 async def persistently(what: str, read: Callable[[], Awaitable[T]]) -> T:
@@ -25,16 +42,17 @@ async def persistently(what: str, read: Callable[[], Awaitable[T]]) -> T:
     Raises:
         BrokerUnavailableError: the server refuses.
     """
+    patience = Patience()
     explain_at = trio.current_time() + EXPLAIN_AFTER_S
     while True:
         try:
             return await read()
-        except (NoAnswer, Incomplete) as error:
+        except BrokerError as error:
+            if not patience.outlasts(error):
+                raise unavailable(what, error) from error
             if trio.current_time() >= explain_at:
                 logger.warning("cannot read %s: the server does not answer (%r); trying on", what, error)
                 explain_at = trio.current_time() + 60.0
-        except BrokerError as error:
-            raise unavailable(what, error) from error
         await trio.sleep(jittered(1.0))
 
 

@@ -16,6 +16,7 @@ import msgspec
 import trio
 
 from durablefuture_trio._ids import new_id, token
+from durablefuture_trio.client._reading import Patience, unavailable
 from durablefuture_trio.client._timing import (
     ASK_AGAIN_AFTER_S,
     ASK_AGAIN_MAX_S,
@@ -32,7 +33,6 @@ from durablefuture_trio.ports.broker import (
     AppendOutcome,
     Broker,
     BrokerError,
-    Incomplete,
     Message,
     NoAnswer,
     StoreFull,
@@ -59,12 +59,11 @@ Request = StartRequest | TerminateRequest
 class _Waiting:
     """A call of `Requests.ask` in progress. Changed by callbacks, which wake the caller through `changed`."""
 
-    __slots__ = ("answer", "changed", "failure", "resend", "stored")
+    __slots__ = ("answer", "changed", "failure", "stored")
 
     def __init__(self) -> None:
         self.answer: Answer | None = None
         self.failure: BrokerError | None = None
-        self.resend = False
         self.stored = False
         self.changed = trio.Event()
 
@@ -73,10 +72,7 @@ class _Waiting:
         if isinstance(outcome, int):
             self.stored = True
             return
-        if isinstance(outcome, NoAnswer):
-            self.resend = True
-        else:
-            self.failure = outcome
+        self.failure = outcome
         self.changed.set()
 
     def on_answer(self, answer: Answer) -> None:
@@ -145,16 +141,18 @@ class Requests:
         now = trio.current_time()
         look_at, explain_at, send_at = now + jittered(LOOK_EVERY_S), now + EXPLAIN_AFTER_S, now + ASK_AGAIN_AFTER_S
         pause = ASK_AGAIN_AFTER_S
+        patience = Patience()
         while True:
             with trio.move_on_at(min(look_at, explain_at, send_at)):
                 await waiting.changed.wait()
             if waiting.answer is not None:
                 return waiting.answer
-            if waiting.failure is not None:
-                raise self._refusal(waiting.failure, request)
             now = trio.current_time()
-            if waiting.resend:
-                waiting.resend = False
+            if waiting.failure is not None:
+                # A repetition that fails changes nothing about the message that is stored.
+                if not patience.outlasts(waiting.failure) and not waiting.stored:
+                    raise self._refusal(waiting.failure, request)
+                waiting.failure = None
                 waiting.changed = trio.Event()
                 send_at = now + jittered(RESEND_AFTER_S)
             if now >= send_at:
@@ -233,6 +231,7 @@ class _DecisionSearch:
         self._workflow_id = workflow_id
         self._request_id = request_id
         self._seen_n = 0
+        self._patience = Patience()
 
     async def look(self) -> Answer | None:
         """The decision, or None if none is recorded (or the server could not be asked just now).
@@ -242,13 +241,13 @@ class _DecisionSearch:
         """
         try:
             return await self._look()
-        except (NoAnswer, Incomplete) as error:
-            logger.debug("cannot look for request %s just now: %r", self._request_id, error)
         except HistoryError as error:
             # Commits of a closed run may have been purged by retention; the owner's answer is still to come.
             logger.debug("cannot look for request %s: %s", self._request_id, error)
         except BrokerError as error:
-            raise BrokerUnavailableError(f"the history of {self._workflow_id!r} cannot be read: {error}") from error
+            if not self._patience.outlasts(error):
+                raise unavailable(f"the history of workflow {self._workflow_id!r}", error) from error
+            logger.debug("cannot look for request %s just now: %r", self._request_id, error)
         return None
 
     async def _look(self) -> Answer | None:

@@ -19,6 +19,10 @@ the answer of a refusal is in no history. Each repetition is an inbox message, h
 
 ASK_AGAIN_MAX_S = 300.0
 
+LEADER_WITHIN_S = 30.0
+"""A stream without a leader is asked again for so long: elections take seconds, and a server that is stopping tells so
+for a moment before it goes."""
+
 RESEND_AFTER_S = 1.0
 """Pause before a publish of unknown outcome is repeated."""
 

@@ -14,6 +14,7 @@ import msgspec
 from durablefuture_trio.nats_bridge._link import BridgeLink
 from durablefuture_trio.nats_bridge._wire import own_headers, parse_headers, parse_time, status_of, status_text
 from durablefuture_trio.ports.broker import (
+    NO_RESPONDERS,
     AppendOutcome,
     BrokerError,
     Conflict,
@@ -33,7 +34,6 @@ STREAM_NOT_FOUND = 10059
 CONSUMER_NOT_FOUND = 10014
 STREAM_NAME_IN_USE = 10058
 JETSTREAM_OFF = frozenset({10039, 10076})
-NO_RESPONDERS = 503
 
 _CONFLICT = frozenset({10071, 10164})
 _STORE_FULL = frozenset({10023, 10047, 10077, 10122})

@@ -43,6 +43,11 @@ class StoreFull(BrokerError):
     """The server has no room (API errors 10023, 10047, 10077 and 10122). Nothing was stored."""
 
 
+NO_RESPONDERS = 503
+"""The code of `Rejected` when nobody took the message: the stream has no leader at the moment, as in an election and
+in a server that is just stopping, or does not exist."""
+
+
 class Rejected(BrokerError):
     """The server refused for another reason. ``code`` is its error code, 0 if it gave none."""
 
