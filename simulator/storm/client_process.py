@@ -16,6 +16,7 @@ import trio
 from durablefuture_trio.client import open_client
 from durablefuture_trio.client._connect import find_namespace, find_server
 from durablefuture_trio.nats_bridge import open_broker
+from durablefuture_trio.supervisor._exit import explain
 from simulator.storm.clients import Visitor
 from simulator.storm.plan import Assignment, Plan
 from simulator.storm.processes import RestartableProcess
@@ -68,7 +69,14 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     plan = Plan.drawn(options.seed, options.seconds, supervisors=None, embedded=None)
-    trio.run(run, options, [assignment for assignment in plan.assignments if assignment.apart])
+    try:
+        trio.run(run, options, [assignment for assignment in plan.assignments if assignment.apart])
+    except (Exception, BaseExceptionGroup) as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        code, lines = explained
+        sys.exit("\n".join((f"code {code}", *lines)))
 
 
 if __name__ == "__main__":
