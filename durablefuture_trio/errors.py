@@ -134,7 +134,28 @@ class WorkflowNotFoundError(WorkflowError):
 
 
 class UpdateRejectedError(DurableFutureError):
-    """The validator of an update refused it; nothing was written to the history."""
+    """The validator of an update refused it: its handler did not run. ``cause`` is what the validator raised."""
+
+    cause: BaseException | None = None
+
+
+class UpdateFailedError(WorkflowError):
+    """An update was accepted and came to no result: its handler raised, or the run ended before it had returned.
+
+    Attributes:
+        update_id: the id of the update.
+        cause: what the handler raised, rebuilt as an exception; None if the run ended.
+    """
+
+    update_id: str
+    cause: BaseException | None
+
+
+class QueryFailedError(WorkflowError):
+    """A query came to no answer: there is no such handler, or it raised. ``cause`` is what was raised, rebuilt."""
+
+    query: str
+    cause: BaseException | None
 
 
 class RequestFailedError(DurableFutureError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from durablefuture_trio.codec.payload import Payload
 from durablefuture_trio.engine.requests import (
     Answer,
     AttemptReport,
@@ -37,6 +38,7 @@ __all__ = [
     "Envelope",
     "ExternalReport",
     "Inbound",
+    "QueryRequest",
     "SignalRequest",
     "StartRequest",
     "TerminateRequest",
@@ -46,9 +48,11 @@ __all__ = [
     "decode_answer",
     "decode_envelope",
     "decode_hint",
+    "decode_query",
     "encode_answer",
     "encode_envelope",
     "encode_hint",
+    "encode_query",
     "inbound",
     "kind_of",
     "request_headers",
@@ -129,8 +133,29 @@ class ClosedHint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     event: Terminal | None = None
 
 
+class QueryRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Ask a run something without changing it. A core message to `Subjects.queries`, stored nowhere: whoever asks
+    repeats it until an answer comes. Asked twice it is answered twice, which does no harm.
+
+    The answers (`Answer`): ``"answered"`` with ``result``; ``"failed"`` with the ``failure`` that the handler raised;
+    ``"not_found"``; ``"blocked"`` with the reason in ``message``.
+
+    Attributes:
+        run_id: empty: the latest run, open or closed.
+        reply: the subject of the answer.
+    """
+
+    workflow_id: str
+    name: str
+    arguments: Payload
+    request_id: str
+    reply: str
+    run_id: str = ""
+
+
 _answer_decoder = msgspec.msgpack.Decoder(Answer)
 _hint_decoder = msgspec.msgpack.Decoder(ClosedHint)
+_query_decoder = msgspec.msgpack.Decoder(QueryRequest)
 
 
 def encode_answer(answer: Answer) -> bytes:
@@ -151,3 +176,13 @@ def encode_hint(hint: ClosedHint) -> bytes:
 def decode_hint(body: bytes) -> ClosedHint:
     """Read a close hint. Raises msgspec.MsgspecError."""
     return _hint_decoder.decode(body)
+
+
+def encode_query(query: QueryRequest) -> bytes:
+    """Bytes of a query."""
+    return _encoder.encode(query)
+
+
+def decode_query(body: bytes) -> QueryRequest:
+    """Read a query. Raises msgspec.MsgspecError."""
+    return _query_decoder.decode(body)

@@ -105,6 +105,10 @@ class Subjects:
         """Core subject on which the close of a run is told; a hint only."""
         return f"dfc.{self.namespace}.c.{self.shard_of(workflow_id)}.{token(workflow_id)}"
 
+    def queries(self, shard: int) -> str:
+        """Core subject on which the owner of a shard is asked; stored nowhere."""
+        return f"dfc.{self.namespace}.q.{shard}"
+
     def answers(self, client: str) -> str:
         """Core subject filter for the answers to one client."""
         return f"dfc.{self.namespace}.a.{client}.*"
