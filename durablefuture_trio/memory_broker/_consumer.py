@@ -147,8 +147,8 @@ class Consumer:
         """Acknowledge by stream sequence alone, whichever consumer of this name delivered it.
 
         Returns:
-            Whether it counts, and removes the message from a work queue: for everything this consumer has come past,
-            also what it never delivered because it does not want that subject (m).
+            Whether it counts, and removes the message from a work queue: for everything up to the last delivery of this
+            consumer, also what it never delivered because it does not want that subject (m).
         """
         unacked = self._unacked.pop(seq, None)
         if unacked is None:

@@ -676,3 +676,13 @@ async def test_redeliveries_come_before_new_messages_and_within_the_limit_of_una
         for delivery in again:
             reader.ack(delivery)
         assert [(d.seq, d.delivered) for d in await receive(reader, 2)] == [(3, 1), (4, 1)]
+
+
+async def test_a_deletion_of_an_unacknowledged_delivery_makes_room_for_the_next_one(broker_pair: BrokerPair) -> None:
+    a, b = broker_pair
+    await publish(a, "t", 3)
+    async with b.open_reader("T", "q", "t.>", ack_wait=30.0, max_ack_pending=1) as reader:
+        for n in range(3):
+            [delivery] = await receive(reader, 1)
+            assert delivery.subject == f"t.{n}"
+            assert await a.delete("T", delivery.seq)
