@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 from zlib import crc32
 
+import msgspec
 import trio
 
 from durablefuture_trio import codec
@@ -35,7 +36,10 @@ from durablefuture_trio.ports.frames import (
     Loaded,
     LoadRun,
     Missing,
+    Queried,
+    Query,
     SandboxDown,
+    ValidateUpdate,
 )
 from durablefuture_trio.sandbox._host import ReplayHost
 from simulator._behaviours import AttemptPlan
@@ -147,6 +151,8 @@ class HostedReplay:
         *,
         first: bool,
         last: bool,
+        patches: tuple[str, ...] = (),
+        keep: bool = False,
         on_answer: OnAnswer | None = None,
     ) -> None:
         if first:
@@ -160,7 +166,15 @@ class HostedReplay:
                 self._scheduler.call_at(self._scheduler.now(), partial(on_answer, missing))
             return
         exchange = 0 if on_answer is None else self._ask(child, run_id, on_answer)
-        self._send(child, LoadRun(exchange=exchange, run_id=run_id, commits=commits, first=first, last=last))
+        frame = LoadRun(
+            exchange=exchange, run_id=run_id, commits=commits, first=first, last=last, patches=patches, keep=keep
+        )
+        self._send(child, frame)
+
+    def ask(self, question: Query | ValidateUpdate, on_answer: OnAnswer) -> None:
+        child = self._child_of(question.run_id)
+        exchange = self._ask(child, question.run_id, on_answer)
+        self._send(child, msgspec.structs.replace(question, exchange=exchange))
 
     def evict(self, run_id: str) -> None:
         child = self._cached.pop(run_id, None)
@@ -225,8 +239,8 @@ class HostedReplay:
         for answer in answers:
             if isinstance(answer, Evicted):
                 self._forget(child, answer.run_id)
-            elif isinstance(answer, Activated | Loaded | Blocked | Missing):
-                if isinstance(answer, Activated | Loaded):
+            elif isinstance(answer, Activated | Loaded | Blocked | Missing | Queried):
+                if isinstance(answer, Activated | Loaded | Queried):
                     self._excused.discard(answer.run_id)
                 else:
                     self._forget(child, answer.run_id)

@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
-from durablefuture_trio.engine.requests import Inbound, StartRequest, TerminateRequest
-from durablefuture_trio.history.events import RequestRecord, WorkflowCompleted, WorkflowStarted
+from zlib import crc32
+
+import msgspec
+
+from durablefuture_trio.codec.payload import Failure, Payload
+from durablefuture_trio.engine.mail import released_children
+from durablefuture_trio.engine.requests import (
+    CancelRequest,
+    Inbound,
+    SignalRequest,
+    StartRequest,
+    TerminateRequest,
+    UpdateRequest,
+)
+from durablefuture_trio.engine.retry import backoff_s, is_retryable
+from durablefuture_trio.history.events import (
+    CarriedSignal,
+    CarriedUpdate,
+    RequestRecord,
+    WorkflowCompleted,
+    WorkflowStarted,
+)
 from durablefuture_trio.history.state import MAX_RECENT_REQUESTS, RunState
+
+MAX_SIGNALS = 10_000
+"""Signals that one run may be sent; a workflow that gets more continues as new in time."""
+
+MAX_OPEN_UPDATES = 1_000
+"""Updates of one run that may be accepted and not completed."""
 
 
 def start_verdict(
@@ -43,20 +69,40 @@ def conflict_verdict(message: Inbound, request: StartRequest, state: RunState) -
     return None
 
 
-def terminate_verdict(message: Inbound, request: TerminateRequest, state: RunState | None) -> RequestRecord | None:
-    """What stands against a terminate; None: it is applied."""
+def run_verdict(
+    message: Inbound, request: TerminateRequest | CancelRequest | SignalRequest | UpdateRequest, state: RunState | None
+) -> RequestRecord | None:
+    """What stands against a request to an open run; None: it is applied.
+
+    A request means one run, or (naming its first one) whichever run of a chain is open.
+    """
     request_id = message.request_id
     if state is None:
         words = f"no workflow has the id {request.workflow_id!r}"
         return RequestRecord(request_id, "not_found", "", words)
-    if (record := state.requests.get(request_id)) is not None:
+    if request_id and (record := state.requests.get(request_id)) is not None:
         return record
-    if request.run_id not in ("", state.run_id):
+    parent = request.parent if isinstance(request, TerminateRequest | CancelRequest) else None
+    if parent is not None and state.started.parent != parent:
+        words = f"workflow id {state.workflow_id!r} has no run that was started by {parent.workflow_id!r}"
+        return RequestRecord(request_id, "closed", state.run_id, words)
+    if request.run_id not in ("", state.run_id, state.started.chain_id):
         words = f"run {request.run_id} of workflow id {state.workflow_id!r} is not the latest, {state.run_id}"
         return RequestRecord(request_id, "closed", state.run_id, words)
     if state.terminal is not None:
         words = f"run {state.run_id} of workflow id {state.workflow_id!r} is closed"
         return RequestRecord(request_id, "closed", state.run_id, words)
+    return _limit_verdict(request_id, request, state)
+
+
+def _limit_verdict(request_id: str, request: object, state: RunState) -> RequestRecord | None:
+    """What a run has too much of already."""
+    if isinstance(request, SignalRequest) and state.signals >= MAX_SIGNALS:
+        words = f"run {state.run_id} has been sent {MAX_SIGNALS} signals: it has to continue as new to take more"
+        return RequestRecord(request_id, "limit", state.run_id, words)
+    if isinstance(request, UpdateRequest) and len(state.updates) >= MAX_OPEN_UPDATES:
+        words = f"run {state.run_id} has {MAX_OPEN_UPDATES} updates that are not completed: try again later"
+        return RequestRecord(request_id, "limit", state.run_id, words)
     return None
 
 
@@ -74,5 +120,61 @@ def started_event(
         request_id=message.request_id,
         execution_deadline=request.execution_deadline,
         memo=request.memo,
-        carried=() if before is None else tuple(before.requests.values())[-MAX_RECENT_REQUESTS + 1 :],
+        carried=_carried(before),
+        parent=request.parent,
+        retry_policy=request.retry_policy,
+        not_before=request.not_before,
+        signals=() if request.signal is None else (request.signal,),
+        update_outcomes=() if before is None else tuple(before.update_outcomes.values()),
     )
+
+
+def _carried(before: RunState | None) -> tuple[RequestRecord, ...]:
+    """The decided requests that the next run of an id has to know, with room for its own start."""
+    return () if before is None else tuple(before.requests.values())[-MAX_RECENT_REQUESTS + 1 :]
+
+
+def continued_event(
+    before: RunState, run_id: str, workflow: str, arguments: Payload, signals: tuple[CarriedSignal, ...]
+) -> WorkflowStarted:
+    """The first event of the run that goes on where another one continues as new. Its open updates and its
+    cancellation go on as well, its deadline stands."""
+    started = before.started
+    return WorkflowStarted(
+        id=1,
+        at=before.last_at,
+        workflow_id=before.workflow_id,
+        run_id=run_id,
+        workflow=workflow,
+        arguments=arguments,
+        execution_deadline=started.execution_deadline,
+        memo=started.memo,
+        carried=_carried(before),
+        parent=started.parent,
+        first_run_id=started.chain_id,
+        continued_from=before.run_id,
+        retry_policy=started.retry_policy,
+        signals=signals,
+        updates=tuple(CarriedUpdate(it.update_id, it.name, it.arguments) for it in before.updates.values()),
+        cancel_reason=before.cancel_reason,
+        last_result=started.last_result,
+        update_outcomes=tuple(before.update_outcomes.values()),
+        released=released_children(before),
+    )
+
+
+def next_attempt_event(before: RunState, run_id: str, failure: Failure, at: float) -> WorkflowStarted | None:
+    """The first event of the run that tries a failed workflow again; None: it is not tried again."""
+    started = before.started
+    policy = started.retry_policy
+    if policy is None or before.cancel_reason is not None or not is_retryable(policy, failure):
+        return None
+    if policy.maximum_attempts is not None and started.attempt >= policy.maximum_attempts:
+        return None
+    unit = crc32(before.run_id.encode()) / 2**32
+    delay = failure.next_retry_delay
+    due = at + (backoff_s(policy, started.attempt, unit) if delay is None else max(0.0, delay))
+    if started.execution_deadline is not None and due >= started.execution_deadline:
+        return None
+    again = continued_event(before, run_id, started.workflow, started.arguments, ())
+    return msgspec.structs.replace(again, attempt=started.attempt + 1, not_before=due, updates=())

@@ -146,6 +146,10 @@ Command: TypeAlias = (
 )
 
 
+LAST_COMMANDS = (CompleteWorkflow, FailWorkflow, CancelWorkflow, ContinueAsNew)
+"""The commands with which a run ends."""
+
+
 def signature_of_command(command: Command) -> tuple[str, int, str]:
     """What determinism compares: the kind, the number of the call (0: none), and the name."""
     match command:

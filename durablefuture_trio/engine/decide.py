@@ -23,6 +23,15 @@ from durablefuture_trio.engine.commands import (
     ScheduleActivity,
     StartChild,
 )
+from durablefuture_trio.engine.requests import (
+    CancelRequest,
+    ChildReport,
+    ExternalReport,
+    Inbound,
+    SignalRequest,
+    StartRequest,
+    UpdateRequest,
+)
 from durablefuture_trio.engine.retry import is_free, retry_at
 from durablefuture_trio.history.events import (
     ActivityCancelled,
@@ -31,16 +40,26 @@ from durablefuture_trio.history.events import (
     ActivityFailed,
     ActivityScheduled,
     ActivityStarted,
+    CancelRequested,
+    CarriedSignal,
     ChildCancelRequested,
+    ChildCompleted,
+    ChildFailed,
     ChildInitiated,
+    ChildStarted,
+    ChildStartFailed,
     ContinuedAsNew,
     Event,
     ExternalRequested,
+    ExternalResolved,
     FailureReason,
     MarkerRecorded,
     Route,
+    SignalReceived,
+    Stimulus,
     TimeoutKind,
     TimerFired,
+    UpdateAccepted,
     UpdateCompleted,
     WorkflowCancelled,
     WorkflowCompleted,
@@ -119,6 +138,58 @@ def decide_command(
             return UpdateCompleted(
                 id=event_id, at=at, update_id=command.update_id, result=command.result, failure=command.failure
             )
+
+
+def decide_message(state: RunState, message: Inbound, at: float) -> Stimulus | None:
+    """The stimulus that a message becomes; None: it is late, nobody waits for it any more."""
+    event_id = state.last_event_id + 1
+    match message.envelope:
+        case SignalRequest() as signal:
+            return SignalReceived(
+                id=event_id, at=at, name=signal.name, arguments=signal.arguments, request_id=message.request_id
+            )
+        case StartRequest(signal=CarriedSignal() as carried):
+            return SignalReceived(
+                id=event_id, at=at, name=carried.name, arguments=carried.arguments, request_id=message.request_id
+            )
+        case CancelRequest(reason=reason):
+            return CancelRequested(id=event_id, at=at, reason=reason, request_id=message.request_id)
+        case UpdateRequest() as update:
+            return UpdateAccepted(
+                id=event_id,
+                at=at,
+                update_id=update.update_id,
+                name=update.name,
+                arguments=update.arguments,
+                request_id=message.request_id,
+            )
+        case ChildReport() as report if report.run_id == state.run_id:
+            return _decide_child(state, report, at)
+        case ExternalReport() as report if report.run_id == state.run_id and report.call in state.externals:
+            return ExternalResolved(id=event_id, at=at, call=report.call, failure=report.failure)
+        case _:
+            return None
+
+
+def _decide_child(state: RunState, report: ChildReport, at: float) -> Stimulus | None:
+    event_id, call = state.last_event_id + 1, report.call
+    child = state.children.get(call)
+    if child is None:
+        return None
+    match report.what:
+        case "started":
+            return None if child.run_id else ChildStarted(id=event_id, at=at, call=call, run_id=report.child_run_id)
+        case "start_failed":
+            if child.run_id:
+                return None
+            return ChildStartFailed(id=event_id, at=at, call=call, failure=report.failure or _NO_WORDS)
+        case "completed":
+            return ChildCompleted(id=event_id, at=at, call=call, result=report.result or Payload(b"null"))
+        case how:
+            return ChildFailed(id=event_id, at=at, call=call, how=how, failure=report.failure or _NO_WORDS)
+
+
+_NO_WORDS = Failure(type="ChildWorkflowError", message="the child gave no reason")
 
 
 def cancelled_in_backoff(state: RunState) -> ActivityState | None:

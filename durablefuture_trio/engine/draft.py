@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from durablefuture_trio.engine.mail import Owed, is_from_workflow
 from durablefuture_trio.engine.outputs import Output
 from durablefuture_trio.engine.requests import Inbound
 from durablefuture_trio.errors import PayloadError
@@ -25,13 +26,18 @@ class Draft:
     """
 
     events: list[Event] = field(default_factory=list)
-    effects: list[Output] = field(default_factory=list)
+    effects: list[Output | Owed] = field(default_factory=list)
     inputs: list[object] = field(default_factory=list)
 
     @property
     def sequences(self) -> list[int]:
-        """The inbox messages consumed for it."""
+        """The inbox messages decided with it."""
         return [item.seq for item in self.inputs if isinstance(item, Inbound)]
+
+    @property
+    def consumed(self) -> list[int]:
+        """Those that are done with once it is committed; a workflow's request is when its answer is stored."""
+        return [item.seq for item in self.inputs if isinstance(item, Inbound) and not is_from_workflow(item)]
 
 
 @dataclass(slots=True)

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from durablefuture_trio.engine import outputs as out
 from durablefuture_trio.engine.attempts import ActivityKey, RunActivity
 from durablefuture_trio.engine.draft import Draft
+from durablefuture_trio.engine.mail import caller, child_cancel, child_start, end_of, external
 from durablefuture_trio.engine.retry import call_deadline
-from durablefuture_trio.history.events import Terminal
+from durablefuture_trio.history.events import ChildCancelRequested, ChildInitiated, Event, ExternalRequested, Terminal
 from durablefuture_trio.history.state import ActivityState, RunState
 
 
@@ -41,3 +42,17 @@ def close(draft: Draft, state: RunState, live: Iterable[ActivityKey], n: int, te
     draft.effects.extend(out.CancelAttempt(key) for key in live if key.run_id == state.run_id)
     draft.effects.append(out.Evict(state.run_id))
     draft.effects.append(out.Closed(state.run_id, n, terminal))
+    draft.effects.extend(end_of(state, terminal))
+
+
+def letters(draft: Draft, state: RunState, event: Event) -> None:
+    """What other workflows are told once this command is committed."""
+    match event:
+        case ChildInitiated():
+            draft.effects.append(child_start(caller(state, event.call), event))
+        case ChildCancelRequested(call=call) if call in state.children:
+            draft.effects.append(child_cancel(state, state.children[call]))
+        case ExternalRequested():
+            draft.effects.append(external(state, event))
+        case _:
+            return

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
+from durablefuture_trio.codec.payload import Payload
 from durablefuture_trio.engine.attempts import ActivityKey, RunActivity
-from durablefuture_trio.engine.requests import Answer
+from durablefuture_trio.engine.requests import Answer, Envelope
 from durablefuture_trio.history.events import Stimulus, Terminal
 from durablefuture_trio.history.state import RunState
 
@@ -38,6 +39,27 @@ class Replay(msgspec.Struct, frozen=True):
     run_id: str
     first_n: int
     tip_n: int
+    patches: tuple[str, ...] = ()
+    keep: bool = False
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """Ask the sandbox something that changes nothing; answer with `RunOwner.answered` or `missing`, and this token."""
+
+    token: int
+    run_id: str
+    activation: int
+    kind: Literal["query", "validate"]
+    name: str
+    arguments: Payload
+
+
+class Send(msgspec.Struct, frozen=True):
+    """Put a message into the inbox of another workflow; answer with `RunOwner.sent` once it is stored."""
+
+    key: str
+    letter: Envelope
+    request_id: str
 
 
 class Evict(msgspec.Struct, frozen=True):
@@ -134,6 +156,8 @@ Output: TypeAlias = (
     | Confirm
     | Activate
     | Replay
+    | Ask
+    | Send
     | Evict
     | Publish
     | Dispatch

@@ -165,6 +165,26 @@ class Inbound(msgspec.Struct, frozen=True, kw_only=True):
     reply: str = ""
 
 
+class QueryRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Ask a run something without changing it. A core message, stored nowhere: whoever asks
+    repeats it until an answer comes. Asked twice it is answered twice, which does no harm.
+
+    The answers (`Answer`): ``"answered"`` with ``result``; ``"failed"`` with the ``failure`` that the handler raised;
+    ``"not_found"``; ``"blocked"`` with the reason in ``message``.
+
+    Attributes:
+        run_id: empty: the latest run, open or closed.
+        reply: the subject of the answer.
+    """
+
+    workflow_id: str
+    name: str
+    arguments: Payload
+    request_id: str
+    reply: str
+    run_id: str = ""
+
+
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The owner's answer to a request, after the commit that decided it.
 

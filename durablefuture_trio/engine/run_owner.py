@@ -13,25 +13,34 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal
 
 import msgspec
 
-from durablefuture_trio.codec.payload import Failure
+from durablefuture_trio.codec.payload import Failure, Payload
 from durablefuture_trio.engine import effects
 from durablefuture_trio.engine import outputs as out
-from durablefuture_trio.engine.admission import conflict_verdict, start_verdict, started_event, terminate_verdict
+from durablefuture_trio.engine.admission import (
+    conflict_verdict,
+    continued_event,
+    next_attempt_event,
+    run_verdict,
+    start_verdict,
+    started_event,
+)
 from durablefuture_trio.engine.attempts import (
     ActivityKey,
     AttemptCompleted,
     AttemptOutcome,
 )
-from durablefuture_trio.engine.commands import CancelActivity, Command
+from durablefuture_trio.engine.commands import CancelActivity, Command, ContinueAsNew, FailWorkflow
 from durablefuture_trio.engine.decide import (
     cancelled_in_backoff,
     decide_cancelled,
     decide_command,
     decide_completed,
     decide_failed,
+    decide_message,
     decide_retry,
     decide_timeout,
     decide_timer,
@@ -39,14 +48,21 @@ from durablefuture_trio.engine.decide import (
     lost_attempts,
 )
 from durablefuture_trio.engine.draft import Draft, Flight, freeze
+from durablefuture_trio.engine.mail import Mail, Owed, answer_to_workflow, is_from_workflow, owed_by, released_children
 from durablefuture_trio.engine.payload_limits import fitting_command, fitting_outcome
 from durablefuture_trio.engine.requests import (
     Answer,
     AttemptReport,
+    CancelRequest,
+    ChildReport,
+    ExternalReport,
     Inbound,
+    QueryRequest,
+    SignalRequest,
     StartRequest,
     TerminateRequest,
     TimerFire,
+    UpdateRequest,
     answer_of,
 )
 from durablefuture_trio.engine.settling import PROJECT_AFTER_S, Settling, earliest
@@ -55,21 +71,34 @@ from durablefuture_trio.history.commit import Commit
 from durablefuture_trio.history.events import (
     TERMINAL_EVENTS,
     ActivityScheduled,
+    ContinuedAsNew,
     Event,
     EventClass,
+    HistoryLimitExceeded,
     RequestRecord,
     Stimulus,
+    UpdateCompleted,
+    UpdateRecord,
+    WorkflowFailed,
     WorkflowStarted,
     WorkflowTerminated,
     class_of,
 )
-from durablefuture_trio.history.state import MAX_RECENT_REQUESTS, RunState, start_state
+from durablefuture_trio.history.state import (
+    HISTORY_LIMIT_EVENTS,
+    MAX_RECENT_REQUESTS,
+    RunState,
+    start_state,
+)
 
 SLOW_START_S = 0.05
 """A WorkflowStarted whose first activation takes longer is committed without it, so that the client gets its answer."""
 
 BLOCKED_RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 """Waits between attempts to replay a blocked run; the last one repeats."""
+
+MAX_QUESTIONS = 1_000
+"""So many queries may wait for one run; who asks more is not answered, and asks again."""
 
 MAX_BLOCK_CHARS = 16_000
 """A listing record has to fit into a message, whatever an exception of a user's says."""
@@ -92,6 +121,8 @@ class Waiting(Enum):
     ACTIVATION = "activation"
     REPLAY = "replay"
     CONFIRMATION = "confirmation"
+    ANSWER = "answer"
+    """To a query, or to the validation of an update."""
 
 
 class Block(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,6 +201,13 @@ class RunOwner:
         self._refused: list[RequestRecord] = []
         self._told: list[Inbound] = []
         """Refused, and held until a commit says so: the next owner would not know."""
+        self._mail = Mail(outputs)
+        self._commands: deque[Command] = deque()
+        """Asked for by an activation, and still to be recorded: behind a commit of what came before."""
+        self._updating: dict[str, list[Inbound]] = {}
+        """Who waits here for the outcome of an accepted update."""
+        self._questions: deque[QueryRequest] = deque()
+        self._validated = 0
         self._blocked_attempts = 0
         self._blocked_until = 0.0
         self._revision = 0
@@ -197,8 +235,12 @@ class RunOwner:
             return
         self._load_failures = 0
         self._become(state)
-        if state is not None and state.terminal is None:
-            self._declare_lost(state, now)
+        if state is not None:
+            if state.may_owe:
+                for owed in owed_by(state):
+                    self._mail.post(owed)
+            if state.terminal is None:
+                self._declare_lost(state, now)
         self._advance(now)
 
     def load_failed(self, block: Block | None, now: float) -> None:
@@ -242,6 +284,10 @@ class RunOwner:
             return
         self._awaits = Waiting.NOBODY
         state = self._running_state()
+        if state.terminal is not None:  # loaded for a query
+            self._just_replayed = True
+            self._advance(now)
+            return
         if self.blocked is not None:
             self._out(out.Report("info", f"workflow {self.workflow_id!r} is no longer blocked"))
             self.blocked = None
@@ -255,17 +301,52 @@ class RunOwner:
 
     def missing(self, token: int, now: float) -> None:
         """The sandbox does not hold the run any more. The stimulus is committed as it is; the replay activates it."""
-        if token != self._token or self._awaits not in (Waiting.ACTIVATION, Waiting.REPLAY):
+        if token != self._token or self._awaits not in (Waiting.ACTIVATION, Waiting.REPLAY, Waiting.ANSWER):
+            return
+        asked, self._awaits = self._awaits is Waiting.ANSWER, Waiting.NOBODY
+        self._just_replayed = False
+        self._needs_replay = self._needs_replay or not asked  # after a question the next one loads it
+        self._advance(now)
+
+    def asked(self, question: QueryRequest, now: float) -> None:
+        """Somebody asks the run something that is not recorded. Dropped when it cannot be answered soon: who asked
+        asks again."""
+        if self._suspended or len(self._questions) >= MAX_QUESTIONS:
+            return
+        self._questions.append(question)
+        self._advance(now)
+
+    def answered(self, token: int, result: Payload | None, failure: Failure | None, now: float) -> None:
+        """The sandbox has answered a query, or the validation of an update."""
+        if token != self._token or self._awaits is not Waiting.ANSWER:
             return
         self._awaits = Waiting.NOBODY
-        self._needs_replay = True
+        if self._validated:
+            self._take_validation(failure, now)
+        elif self._questions:
+            question = self._questions.popleft()
+            how = "answered" if failure is None else "failed"
+            run_id = self._running_state().run_id
+            answer = Answer(request_id=question.request_id, answer=how, run_id=run_id, result=result, failure=failure)
+            self._out(out.Reply(question.reply, answer))
+            if self._running_state().terminal is not None:
+                self._out(out.Evict(run_id))
+        self._advance(now)
+
+    def sent(self, key: str, now: float) -> None:
+        """A message to another workflow is stored."""
+        self._anchors.consume(*self._mail.stored(key))
         self._advance(now)
 
     def is_blocked(self, token: int, block: Block, now: float) -> None:
         """The run cannot go on with today's code. Nothing is lost: what comes is committed without being activated."""
-        if token != self._token or self._awaits not in (Waiting.ACTIVATION, Waiting.REPLAY):
+        if token != self._token or self._awaits not in (Waiting.ACTIVATION, Waiting.REPLAY, Waiting.ANSWER):
             return
         self._awaits = Waiting.NOBODY
+        if self._running_state().terminal is not None:  # loaded for a query
+            self._refuse_questions("blocked", block.message)
+            self._advance(now)
+            return
         self._needs_replay = True
         self._block(block, now)
         self._advance(now)
@@ -288,8 +369,11 @@ class RunOwner:
             self._publish_part(flight)
             return
         self._flight = None
-        self._anchors.consume(*flight.draft.sequences)
+        self._anchors.consume(*flight.draft.consumed)
         for effect in flight.draft.effects:
+            if isinstance(effect, Owed):
+                self._mail.post(effect)
+                continue
             if isinstance(effect, out.Dispatch):
                 self.live.add(effect.attempt.key)
             self._out(effect)
@@ -338,6 +422,7 @@ class RunOwner:
         """
         self._anchors.clear()
         self._told.clear()
+        self._questions.clear()
         self._inputs = deque(item for item in self._inputs if isinstance(item, LocalOutcome))
         for message in waiting:
             self._receive(message)
@@ -378,6 +463,8 @@ class RunOwner:
             or self._flight
             or self._awaits is not Waiting.NOBODY
             or self.knowledge is Knowledge.LOADING
+            or self._mail
+            or self._questions
             or not self._settling.is_idle
         )
 
@@ -406,6 +493,12 @@ class RunOwner:
             return self._preempt(now)
         if self._flight is not None or not self._have_state(now):
             return False
+        if self._commands and self._draft is None:
+            commands, self._commands = list(self._commands), deque()
+            self._record_commands(commands, self._running_state().wake_at)
+            return True
+        if self._questions and self._draft is None and self._take_question(now):
+            return True
         state = self.state
         if state is None or state.terminal is not None:
             # A run that is just closing is committed before the id's next run begins.
@@ -414,6 +507,10 @@ class RunOwner:
             return isinstance(next(iter(self._inputs), None), LocalOutcome) and self._take_input(now)
         if (ended := decide_timeout(state, now)) is not None:
             self._record(ended)
+            return True
+        if state.last_event_id >= HISTORY_LIMIT_EVENTS:
+            at = self._time(state, now)
+            self._record(HistoryLimitExceeded(id=state.last_event_id + 1, at=at, limit=HISTORY_LIMIT_EVENTS))
             return True
         if self._take_retries(state, now):
             return True
@@ -440,7 +537,7 @@ class RunOwner:
     def _have_state(self, now: float) -> bool:
         if self.knowledge in (Knowledge.KNOWN, Knowledge.ASSUMED_FRESH):
             return True
-        if self.knowledge is Knowledge.LOADING or not (self._inputs or self._anchors):
+        if self.knowledge is Knowledge.LOADING or not (self._inputs or self._anchors or self._questions):
             return False
         if self._load_retry_at is not None and now < self._load_retry_at:
             return False
@@ -455,7 +552,7 @@ class RunOwner:
 
     def _load_wake(self) -> float | None:
         # Without anything to do for the id nobody reads it, and a time that has passed would wake its owner for ever.
-        wants_it = self.knowledge is Knowledge.NONE and (self._inputs or self._anchors)
+        wants_it = self.knowledge is Knowledge.NONE and (self._inputs or self._anchors or self._questions)
         return self._load_retry_at if wants_it else None
 
     def _preempt(self, now: float) -> bool:
@@ -466,7 +563,7 @@ class RunOwner:
             return False
         for index, item in enumerate(self._inputs):
             if isinstance(item, Inbound) and isinstance(item.envelope, TerminateRequest):
-                if self._is_decided(item) or terminate_verdict(item, item.envelope, self.state) is not None:
+                if self._is_decided(item) or run_verdict(item, item.envelope, self.state) is not None:
                     continue
                 self._needs_replay = True
                 self._token += 1
@@ -495,8 +592,12 @@ class RunOwner:
                 return self._take_outcome(item, report.outcome, report.worker, now)
             case TimerFire() as fire:
                 return self._take_fire(item, fire, now)
-            case _:
-                return self._consume_without_commit(item)
+            case SignalRequest() | CancelRequest() as request:
+                return self._take_request(item, request, now)
+            case UpdateRequest() as update:
+                return self._take_update(item, update, now)
+            case ChildReport() | ExternalReport():
+                return self._take_message(item, now)
 
     def _is_decided(self, message: Inbound) -> bool:
         """Whether the history says that this message was consumed, applied or refused."""
@@ -512,10 +613,11 @@ class RunOwner:
     def _redelivered(self, message: Inbound, now: float) -> bool:
         """A message below the mark is not "done": it anchors the run while what the history owes is made good."""
         self._inputs.popleft()
-        self._anchors.consume(message.seq)
         record = None if self.state is None else self.state.requests.get(message.request_id)
         if record is not None:
             self._reply(message, answer_of(record))
+        if record is None or not is_from_workflow(message):
+            self._anchors.consume(message.seq)
         if self.state is not None and self.state.terminal is not None:
             self._out(out.Closed(self.state.run_id, self._tip_n, self.state.terminal))
         self._settling.outdate()
@@ -526,6 +628,8 @@ class RunOwner:
     def _take_start(self, message: Inbound, request: StartRequest, now: float) -> bool:
         state = self.state
         verdict = start_verdict(message, request, state, self._limits.payload_bytes)
+        if verdict is not None and verdict.answer == "existing" and request.signal is not None:
+            return self._take_message(message, now, answer="existing")
         if verdict is not None:
             return self._decline(message, verdict)
         if self._starts_run(self._draft):
@@ -543,6 +647,16 @@ class RunOwner:
     def _start(self, message: Inbound, request: StartRequest, now: float) -> None:
         before = self.state
         started = started_event(message, request, before, self._new_id(), now)
+        if before is not None and self._drafting().events:
+            # Only this commit knows what the run that it ends still owes.
+            started = msgspec.structs.replace(
+                started, released=released_children(before), replaced_child_of=before.started.parent
+            )
+        self._begin(started, now)
+        self._reply_after_commit(message, RequestRecord(message.request_id, "applied", started.run_id))
+
+    def _begin(self, started: WorkflowStarted, now: float) -> None:
+        before = self.state
         state = start_state(started, self._tip_n + 1)
         state.consumed = 0 if before is None else before.consumed
         state.tip_n = self._tip_n
@@ -550,16 +664,117 @@ class RunOwner:
         self.blocked = None
         self._needs_replay = False
         self._settling.outdate(now + PROJECT_AFTER_S)
-        self._reply_after_commit(message, RequestRecord(message.request_id, "applied", started.run_id))
         self._stimulate(started, now)
 
     def _take_terminate(self, message: Inbound, request: TerminateRequest, now: float) -> bool:
-        verdict = terminate_verdict(message, request, self.state)
+        verdict = run_verdict(message, request, self.state)
         if verdict is not None:
             return self._decline(message, verdict)
         self._inputs.popleft()
         self._terminate(message, request, now, in_order=True)
         return True
+
+    def _take_request(self, message: Inbound, request: SignalRequest | CancelRequest, now: float) -> bool:
+        state = self.state
+        verdict = run_verdict(message, request, state)
+        is_cancelled = state is not None and state.cancel_reason is not None
+        if verdict is None and state is not None and is_cancelled and isinstance(request, CancelRequest):
+            verdict = RequestRecord(message.request_id, "applied", state.run_id)
+        if verdict is not None:
+            return self._decline(message, verdict)
+        return self._take_message(message, now)
+
+    def _take_message(self, message: Inbound, now: float, *, answer: str = "applied") -> bool:
+        """A message that is one stimulus of the open run, or late."""
+        state = self.state
+        if state is None or state.terminal is not None:
+            return self._consume_without_commit(message)
+        if not self._sandbox_ready(state, now):
+            return False
+        event = decide_message(state, message, self._time(state, now))
+        if event is None:
+            return self._consume_without_commit(message)
+        self._inputs.popleft()
+        self._begin_input(message)
+        self._stimulate(event, now)
+        if message.request_id:
+            self._reply_after_commit(message, RequestRecord(message.request_id, answer, state.run_id))
+        return True
+
+    def _take_update(self, message: Inbound, request: UpdateRequest, now: float) -> bool:
+        state = self.state
+        if state is not None and (outcome := state.update_outcomes.get(request.update_id)) is not None:
+            if not self._consume_without_commit(message):
+                return False
+            self._reply(message, _update_answer(message, outcome, state.run_id))
+            return True
+        if state is not None and state.terminal is None and request.update_id in state.updates:
+            if not self._consume_without_commit(message):
+                return False
+            self._updating.setdefault(request.update_id, []).append(message)
+            return True
+        verdict = run_verdict(message, request, state)
+        if verdict is not None:
+            return self._decline(message, verdict)
+        assert state is not None
+        if self.blocked is not None or self._is_quiescing:
+            return self._accept_update(message, request, now)
+        if self._draft is not None or not self._sandbox_ready(state, now):
+            return False
+        if not self._is_confirmed:  # a refusal leaves no commit behind
+            self._ask_leader()
+            return True
+        self._validated = message.seq
+        self._ask("validate", state, request.name, request.arguments)
+        return True
+
+    def _take_validation(self, failure: Failure | None, now: float) -> None:
+        seq, self._validated = self._validated, 0
+        message = self._inputs[0] if self._inputs else None
+        if not isinstance(message, Inbound) or message.seq != seq or not isinstance(message.envelope, UpdateRequest):
+            return  # given up meanwhile; it will come again
+        if failure is None:
+            self._accept_update(message, message.envelope, now)
+            return
+        record = RequestRecord(message.request_id, "rejected", self._running_state().run_id, failure.message)
+        answer = msgspec.structs.replace(answer_of(record), failure=failure)
+        self._decline(message, record, answer)
+
+    def _accept_update(self, message: Inbound, request: UpdateRequest, now: float) -> bool:
+        if not self._take_message(message, now, answer=""):
+            return False
+        self._updating.setdefault(request.update_id, []).append(message)
+        return True
+
+    # --- questions ---------------------------------------------------------------------------------------------------
+
+    def _take_question(self, now: float) -> bool:
+        state = self.state
+        question = self._questions[0]
+        if state is None or question.run_id not in ("", state.run_id, state.started.chain_id):
+            self._refuse_questions("not_found", f"workflow id {self.workflow_id!r} has no such run")
+        elif self._is_quiescing:
+            self._questions.clear()
+        elif self.blocked is not None:
+            self._refuse_questions("blocked", self.blocked.message)
+        elif self._needs_replay and state.terminal is None:
+            return False
+        elif not self._just_replayed and not self._is_cached(state.run_id):
+            self._replay(state, now)
+        else:
+            self._just_replayed = False
+            self._ask("query", state, question.name, question.arguments)
+        return True
+
+    def _ask(self, kind: Literal["query", "validate"], state: RunState, name: str, arguments: Payload) -> None:
+        self._token += 1
+        self._awaits = Waiting.ANSWER
+        self._out(out.Ask(self._token, state.run_id, state.stimuli, kind, name, arguments))
+
+    def _refuse_questions(self, answer: str, words: str) -> None:
+        for question in self._questions:
+            self._out(out.Reply(question.reply, Answer(request_id=question.request_id, answer=answer, message=words)))
+        self._questions.clear()
 
     def _terminate(self, message: Inbound, request: TerminateRequest, now: float, *, in_order: bool) -> None:
         state = self._running_state()
@@ -636,7 +851,7 @@ class RunOwner:
 
     # --- decisions that leave no commit behind -----------------------------------------------------------------------
 
-    def _decline(self, message: Inbound, record: RequestRecord) -> bool:
+    def _decline(self, message: Inbound, record: RequestRecord, answer: Answer | None = None) -> bool:
         """Answer without applying: the request is refused, or was decided before.
 
         A refused start that could be applied once the run has closed is remembered in the history: its client may send
@@ -644,14 +859,14 @@ class RunOwner:
         held until the next one.
         """
         state, envelope = self.state, message.envelope
-        could_change = record.answer == "already_started" and (
-            isinstance(envelope, StartRequest) and envelope.reuse != "reject"
+        could_change = record.answer == "rejected" or (
+            record.answer == "already_started" and isinstance(envelope, StartRequest) and envelope.reuse != "reject"
         )
         is_recorded = state is not None and record.request_id in state.requests and record not in self._refused
         holds = state is not None and could_change and not is_recorded
         if not self._consume_without_commit(message, holds=holds):
             return False
-        self._reply(message, answer_of(record))
+        self._reply(message, answer or answer_of(record))
         if state is not None and holds:
             if record not in self._refused:
                 self._refused.append(record)
@@ -683,7 +898,7 @@ class RunOwner:
             self._mark = max(self._mark, item.seq)
             if holds:
                 self._told.append(item)
-            else:
+            elif not is_from_workflow(item):
                 self._anchors.consume(item.seq)
         return True
 
@@ -725,10 +940,27 @@ class RunOwner:
         if isinstance(event, TERMINAL_EVENTS):
             effects.close(draft, state, self.live, self._tip_n + 1, event)
             self.blocked = None
+            if not (isinstance(event, ContinuedAsNew) or (isinstance(event, WorkflowFailed) and event.next_run_id)):
+                self._close_updates(draft, state.run_id)
             if not isinstance(event, WorkflowTerminated):
                 self._refuse_waiting_starts(state)
         elif isinstance(event, ActivityScheduled):
             draft.effects.append(effects.dispatch(state, state.activities[event.activity_id]))
+        elif isinstance(event, UpdateCompleted):
+            record = UpdateRecord(event.update_id, event.result, event.failure)
+            for message in self._updating.pop(event.update_id, ()):
+                draft.effects.append(out.Reply(message.reply, _update_answer(message, record, state.run_id)))
+        else:
+            effects.letters(draft, state, event)
+
+    def _close_updates(self, draft: Draft, run_id: str) -> None:
+        """Whoever waits for an update that its run did not complete is told."""
+        for messages in self._updating.values():
+            for message in messages:
+                words = f"run {run_id} ended before it completed the update"
+                answer = Answer(request_id=message.request_id, answer="closed", run_id=run_id, message=words)
+                draft.effects.append(out.Reply(message.reply, answer))
+        self._updating.clear()
 
     def _refuse_waiting_starts(self, state: RunState, before_seq: float = float("inf")) -> None:
         """A start that came while the run was open must not run once it has closed: an owner that has died since may
@@ -761,16 +993,34 @@ class RunOwner:
 
     def _record_commands(self, commands: Iterable[Command], wake_at: float | None) -> None:
         state = self._running_state()
-        at = state.last_at
         state.wake_at = wake_at
-        for command in commands:
+        left = deque(commands)
+        while left:
+            command = fitting_command(left[0], self._limits.payload_bytes)
+            again = self._successor(state, command)
+            if again is not None and self._starts_run(self._draft):
+                # Runs are found by the commit they begin in: the next one begins in a commit of its own.
+                self._commands = left
+                return
+            left.popleft()
             call = state.activities.get(command.call) if isinstance(command, CancelActivity) else None
-            self._record(decide_command(state, fitting_command(command, self._limits.payload_bytes), at))
+            next_run_id = "" if again is None else again.run_id
+            self._record(decide_command(state, command, state.last_at, next_run_id=next_run_id))
+            if again is not None:
+                self._begin(again, again.at)
             if state.terminal is not None:
                 return
             if call is not None:
                 key = effects.key_of(state, call)
                 self._drafting().effects.append(out.CancelAttempt(key))
+
+    def _successor(self, state: RunState, command: Command) -> WorkflowStarted | None:
+        """The first event of the run that begins with the end of this one, if one does."""
+        if isinstance(command, ContinueAsNew):
+            return continued_event(state, self._new_id(), command.workflow, command.arguments, command.signals)
+        if isinstance(command, FailWorkflow):
+            return next_attempt_event(state, self._new_id(), command.failure, state.last_at)
+        return None
 
     def _take_retries(self, state: RunState, now: float) -> bool:
         due = due_retries(state, now)
@@ -806,11 +1056,15 @@ class RunOwner:
             self._drafting().effects.append(out.CancelAttempt(key))
 
     def _reply(self, message: Inbound, answer: Answer) -> None:
-        if message.reply:
+        if (letter := answer_to_workflow(message, answer)) is not None:
+            self._mail.post(letter)
+        elif message.reply:
             self._out(out.Reply(message.reply, answer))
 
     def _reply_after_commit(self, message: Inbound, record: RequestRecord) -> None:
-        if message.reply:
+        if (letter := answer_to_workflow(message, answer_of(record))) is not None:
+            self._drafting().effects.append(letter)
+        elif message.reply and record.answer:
             self._drafting().effects.append(out.Reply(message.reply, answer_of(record)))
 
     # --- committing --------------------------------------------------------------------------------------------------
@@ -829,12 +1083,13 @@ class RunOwner:
             run_id=state.run_id,
             commit_id="",
             first_n=state.first_n,
-            finished=not self._needs_replay and self._awaits is Waiting.NOBODY,
+            finished=not self._needs_replay and self._awaits is Waiting.NOBODY and not self._commands,
             consumed=max(self._mark, state.consumed),
             wake_at=state.wake_at,
             code_hash=self._code_hash(),
             events=(),
             refused=tuple(self._refused),
+            owes=bool(self._mail),
         )
         try:
             parts = freeze(template, draft.events, self._tip_n + 1, self._limits.commit_bytes, self._new_id)
@@ -867,6 +1122,9 @@ class RunOwner:
         self._inputs.extendleft(reversed(again))
         self._told.clear()
         self._refused.clear()
+        self._mail.clear()
+        self._commands.clear()
+        self._updating.clear()
         self._flight = None
         self._draft = None
         self._token += 1
@@ -890,7 +1148,9 @@ class RunOwner:
         self._token += 1
         self._awaits = Waiting.REPLAY
         self._since = now
-        self._out(out.Replay(self._token, state.run_id, state.first_n, self._tip_n))
+        keep = state.terminal is not None
+        patches = tuple(sorted(state.patches))
+        self._out(out.Replay(self._token, state.run_id, state.first_n, self._tip_n, patches, keep))
 
     def _block(self, block: Block, now: float) -> None:
         delay = BLOCKED_RETRY_S[min(self._blocked_attempts, len(BLOCKED_RETRY_S) - 1)]
@@ -907,6 +1167,8 @@ class RunOwner:
         settling, state = self._settling, self.state
         if self.is_busy:
             settling.busy(earliest(self._slow_start_wake(), self._load_wake()))
+        elif self._mail:
+            settling.busy(None)
         elif self._anchors and not self._is_confirmed and self.blocked is None:
             # To let go of the last message on a replica's word could leave nobody to wake the run.
             self._ask_leader()
@@ -947,3 +1209,11 @@ class RunOwner:
     def _running_state(self) -> RunState:
         assert self.state is not None
         return self.state
+
+
+def _update_answer(message: Inbound, outcome: UpdateRecord, run_id: str) -> Answer:
+    """The answer to whoever waits for an update."""
+    how = "applied" if outcome.failure is None else "failed"
+    return Answer(
+        request_id=message.request_id, answer=how, run_id=run_id, result=outcome.result, failure=outcome.failure
+    )

@@ -26,6 +26,7 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         events: in order of their ids. When one commit ends a run and starts the next of the same workflow id, the
             closing events of the earlier run come first; `own_events` leaves them out.
         refused: requests refused since the last commit (no event stands for them).
+        owes: messages to other workflows that earlier commits called for were not all stored when this was made.
     """
 
     schema: int = SCHEMA_VERSION
@@ -38,6 +39,7 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     wake_at: float | None = None
     code_hash: str = ""
     refused: tuple[RequestRecord, ...] = ()
+    owes: bool = False
 
 
 def own_events(commit: Commit) -> tuple[Event, ...]:

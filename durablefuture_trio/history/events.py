@@ -83,6 +83,18 @@ class CarriedUpdate(msgspec.Struct, frozen=True, array_like=True):
     arguments: Payload
 
 
+class ReleasedChild(msgspec.Struct, frozen=True, array_like=True):
+    """A child that was open when its parent ended: its close policy is still to be carried out.
+
+    Attributes:
+        has_started: its owner had recorded its start; otherwise it is to be started first.
+    """
+
+    parent: CallerRecord
+    initiated: ChildInitiated
+    has_started: bool
+
+
 class UpdateRecord(msgspec.Struct, frozen=True, array_like=True):
     """The outcome of an update, kept so that a repetition of it is answered. One of the two is there."""
 
@@ -115,6 +127,8 @@ class WorkflowStarted(EventBase, frozen=True, tag=True):
         cancel_reason: the run before was cancelled, and so is this one from its beginning; None: not.
         last_result: what the last completed run of a chain of retries returned.
         update_outcomes: completed updates of earlier runs of the id, newest last, bounded.
+        released: children of the run that ended in the same commit.
+        replaced_child_of: the parent of that run, if it is still to be told that it was terminated.
     """
 
     workflow_id: str
@@ -136,6 +150,13 @@ class WorkflowStarted(EventBase, frozen=True, tag=True):
     cancel_reason: str | None = None
     last_result: Payload | None = None
     update_outcomes: tuple[UpdateRecord, ...] = ()
+    released: tuple[ReleasedChild, ...] = ()
+    replaced_child_of: CallerRecord | None = None
+
+    @property
+    def chain_id(self) -> str:
+        """The run with which the chain of runs began: requests that name it mean whichever run of it is open."""
+        return self.first_run_id or self.run_id
 
 
 class ActivityCompleted(EventBase, frozen=True, tag=True):

@@ -44,6 +44,9 @@ MAX_RECENT_REQUESTS = 100
 """How many decided requests of a workflow id are remembered; older ones are forgotten first."""
 
 
+HISTORY_LIMIT_EVENTS = 50_000
+"""A run with so many events is ended; it was told long before to continue as new."""
+
 MAX_UPDATE_OUTCOMES = 100
 """How many outcomes of updates of a workflow id are remembered; older ones are forgotten first."""
 
@@ -116,6 +119,7 @@ class RunState:
         signals: how many were received.
         cancel_reason: the run is cancelled; None: it is not.
         patches: markers in the history.
+        may_owe: messages to other workflows may not have been stored yet.
     """
 
     started: WorkflowStarted
@@ -140,6 +144,7 @@ class RunState:
     signals: int = 0
     cancel_reason: str | None = None
     patches: set[str] = field(default_factory=set)
+    may_owe: bool = False
 
     @property
     def workflow_id(self) -> str:
@@ -271,6 +276,7 @@ class RunState:
         for event in own_events(commit):
             self.apply(event)
         self.seal(n, consumed=commit.consumed, wake_at=commit.wake_at, finished=commit.finished)
+        self.may_owe = commit.owes or any(map(calls_for_mail, own_events(commit)))
         self.code_hash = commit.code_hash
         for record in commit.refused:
             self._remember(record)
@@ -281,6 +287,17 @@ class RunState:
         self.consumed = max(self.consumed, consumed)
         self.wake_at = wake_at if self.terminal is None else None
         self.finished = finished
+
+
+def calls_for_mail(event: Event) -> bool:
+    """Whether other workflows have to be told when this event is committed."""
+    match event:
+        case WorkflowStarted():
+            return bool(event.parent or event.released or event.replaced_child_of)
+        case ChildInitiated() | ChildCancelRequested() | ExternalRequested():
+            return True
+        case _:
+            return isinstance(event, TERMINAL_EVENTS)
 
 
 def start_state(started: WorkflowStarted, first_n: int) -> RunState:

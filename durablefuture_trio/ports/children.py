@@ -10,11 +10,11 @@ from typing import Protocol, TypeAlias
 
 from durablefuture_trio.engine.attempts import ActivityKey, AttemptOutcome, RunActivity
 from durablefuture_trio.history.events import Stimulus
-from durablefuture_trio.ports.frames import Activated, Blocked, Loaded, Missing
+from durablefuture_trio.ports.frames import Activated, Blocked, Loaded, Missing, Queried, Query, ValidateUpdate
 
 __all__ = ["ActivityPool", "AttemptOutcome", "ReplayAnswer", "ReplayPool"]
 
-ReplayAnswer: TypeAlias = Activated | Loaded | Blocked | Missing
+ReplayAnswer: TypeAlias = Activated | Loaded | Blocked | Missing | Queried
 
 
 class ReplayPool(Protocol):
@@ -44,9 +44,17 @@ class ReplayPool(Protocol):
         *,
         first: bool,
         last: bool,
+        patches: tuple[str, ...] = (),
+        keep: bool = False,
         on_answer: Callable[[ReplayAnswer], None] | None = None,
     ) -> None:
-        """Replay a chunk of history; with the last chunk `on_answer` gets Loaded or Blocked."""
+        """Replay a chunk of history; with the last chunk `on_answer` gets Loaded or Blocked. `patches` and `keep` are
+        those of `LoadRun`, with the first chunk."""
+        ...
+
+    def ask(self, question: Query | ValidateUpdate, on_answer: Callable[[ReplayAnswer], None]) -> None:
+        """Ask a run something that does not change it (the exchange number is put in here); `on_answer` gets Queried,
+        Missing or Blocked."""
         ...
 
     def evict(self, run_id: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import msgspec
 
-from durablefuture_trio.codec.payload import Payload
 from durablefuture_trio.engine.requests import (
     Answer,
     AttemptReport,
@@ -17,6 +16,7 @@ from durablefuture_trio.engine.requests import (
     Envelope,
     ExternalReport,
     Inbound,
+    QueryRequest,
     SignalRequest,
     StartRequest,
     TerminateRequest,
@@ -131,26 +131,6 @@ class ClosedHint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     run_id: str
     n: int
     event: Terminal | None = None
-
-
-class QueryRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Ask a run something without changing it. A core message to `Subjects.queries`, stored nowhere: whoever asks
-    repeats it until an answer comes. Asked twice it is answered twice, which does no harm.
-
-    The answers (`Answer`): ``"answered"`` with ``result``; ``"failed"`` with the ``failure`` that the handler raised;
-    ``"not_found"``; ``"blocked"`` with the reason in ``message``.
-
-    Attributes:
-        run_id: empty: the latest run, open or closed.
-        reply: the subject of the answer.
-    """
-
-    workflow_id: str
-    name: str
-    arguments: Payload
-    request_id: str
-    reply: str
-    run_id: str = ""
 
 
 _answer_decoder = msgspec.msgpack.Decoder(Answer)

@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from zlib import crc32
 
+import msgspec
 import trio
 
 from durablefuture_trio.history.events import Stimulus
@@ -15,7 +16,9 @@ from durablefuture_trio.ports.frames import (
     Hello,
     LoadRun,
     Missing,
+    Query,
     Ready,
+    ValidateUpdate,
 )
 from durablefuture_trio.supervisor._replay_slot import OnAnswer, Question, ReplaySlot
 from durablefuture_trio.supervisor.settings import SandboxSettings
@@ -93,6 +96,8 @@ class SandboxReplayPool:
         *,
         first: bool,
         last: bool,
+        patches: tuple[str, ...] = (),
+        keep: bool = False,
         on_answer: OnAnswer | None = None,
     ) -> None:
         """Replay a chunk of history; with the last chunk `on_answer` gets Loaded, Blocked or Missing."""
@@ -111,9 +116,28 @@ class SandboxReplayPool:
         self._exchange += 1
         load.slot.ask(
             Question(self._exchange, run_id, on_answer, is_load=True, final=last),
-            LoadRun(exchange=self._exchange, run_id=run_id, commits=commits, first=first, last=last),
+            LoadRun(
+                exchange=self._exchange,
+                run_id=run_id,
+                commits=commits,
+                first=first,
+                last=last,
+                patches=patches,
+                keep=keep,
+            ),
         )
         self._where[run_id] = load.slot
+        self._watch_wanted.set()
+
+    def ask(self, question: Query | ValidateUpdate, on_answer: OnAnswer) -> None:
+        """Ask a run something that does not change it; `on_answer` gets Queried, Missing or Blocked."""
+        slot = self._slot_of(question.run_id)
+        self._exchange += 1
+        slot.ask(
+            Question(self._exchange, question.run_id, on_answer, is_load=False, final=True),
+            msgspec.structs.replace(question, exchange=self._exchange),
+        )
+        self._where[question.run_id] = slot
         self._watch_wanted.set()
 
     def evict(self, run_id: str) -> None:

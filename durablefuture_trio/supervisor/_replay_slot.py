@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import msgspec
 import trio
 
-from durablefuture_trio.engine.commands import CompleteWorkflow, FailWorkflow
+from durablefuture_trio.engine.commands import LAST_COMMANDS
 from durablefuture_trio.ports.children import ReplayAnswer
 from durablefuture_trio.ports.frames import (
     FRAME_VERSION,
@@ -23,6 +23,7 @@ from durablefuture_trio.ports.frames import (
     Hello,
     Loaded,
     Missing,
+    Queried,
     Ready,
     SandboxUp,
 )
@@ -43,8 +44,6 @@ _FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP")
 """Signals that somebody else sends: an operator, or the kernel that is out of memory."""
 
 _STACK_WAIT_S = 1.0
-
-_LAST = (CompleteWorkflow, FailWorkflow)
 
 OnAnswer: TypeAlias = Callable[[ReplayAnswer], None]
 
@@ -140,8 +139,12 @@ class ReplaySlot:
         match frame:
             case Activated() | Loaded():
                 self._pool.run_answered(frame.run_id)
-                if isinstance(frame, Activated) and any(isinstance(command, _LAST) for command in frame.commands):
+                if isinstance(frame, Activated) and any(
+                    isinstance(command, LAST_COMMANDS) for command in frame.commands
+                ):
                     self._pool.run_gone(self, frame.run_id)  # a child drops a run that has come to its end
+                self._answer(frame)
+            case Queried():
                 self._answer(frame)
             case Blocked() | Missing():
                 self._pool.run_gone(self, frame.run_id)

@@ -24,19 +24,21 @@ from durablefuture_trio.engine.requests import AttemptReport, Inbound
 from durablefuture_trio.engine.run_owner import Block, OwnerLimits, RunOwner
 from durablefuture_trio.engine.settling import earliest
 from durablefuture_trio.errors import HistoryError
-from durablefuture_trio.ports.broker import Append, AppendOutcome, Broker, BrokerError, Delivery
+from durablefuture_trio.ports.broker import NO_HEADERS, Append, AppendOutcome, Broker, BrokerError, Delivery, Message
 from durablefuture_trio.ports.children import ActivityPool, ReplayAnswer, ReplayPool
-from durablefuture_trio.ports.frames import Activated, Blocked, Loaded
+from durablefuture_trio.ports.frames import Activated, Blocked, Loaded, Queried, Query, ValidateUpdate
 from durablefuture_trio.protocol.committing import CommitLoop, PendingCommit
 from durablefuture_trio.protocol.envelope import (
     REPLY_HEADER,
     REQUEST_HEADER,
     ClosedHint,
+    decode_query,
     encode_answer,
     encode_envelope,
     encode_hint,
     inbound,
     kind_of,
+    request_headers,
     undecodable,
 )
 from durablefuture_trio.protocol.inbox import Inbox, Superseded, open_inbox
@@ -127,6 +129,8 @@ class Shard:
             out.Replay: self._do_replay,
             out.Evict: lambda owner, output: self._replay.evict(output.run_id),
             out.Publish: self._do_publish,
+            out.Ask: self._do_ask,
+            out.Send: self._do_send,
             out.Dispatch: self._do_dispatch,
             out.CancelAttempt: lambda owner, output: self._activities.cancel(output.key),
             out.Arm: self._do_arm,
@@ -149,6 +153,7 @@ class Shard:
             self._epoch = epoch
             nursery.start_soon(self._keep_time)
             nursery.start_soon(self._write_listings)
+            nursery.start_soon(self._hear_queries)
             nursery.start_soon(self._end_spawning)
             task_status.started()
             while not self._is_abandoned:
@@ -520,6 +525,8 @@ class Shard:
                 notification = partial(owner.activated, token, answer.commands, answer.wake_at, now)
             case Loaded():
                 notification = partial(owner.replayed, token, answer.unmatched, answer.wake_at, now)
+            case Queried():
+                notification = partial(owner.answered, token, answer.result, answer.failure, now)
             case Blocked():
                 block = Block(
                     kind=answer.kind,
@@ -551,6 +558,8 @@ class Shard:
                             tuple(item.body for item in chunk),
                             first=chunk[0].n == output.first_n,
                             last=n > output.tip_n,
+                            patches=output.patches,
+                            keep=output.keep,
                             on_answer=answered if n > output.tip_n else None,
                         )
                 except HistoryError as error:
@@ -560,6 +569,62 @@ class Shard:
                 except BrokerError as error:
                     logger.warning("reading the history of workflow %r: %r", owner.workflow_id, error)
                     await trio.sleep(1.0)
+
+    def _do_ask(self, owner: RunOwner, output: out.Ask) -> None:
+        kind = Query if output.kind == "query" else ValidateUpdate
+        question = kind(
+            exchange=0,
+            run_id=output.run_id,
+            activation=output.activation,
+            name=output.name,
+            arguments=output.arguments,
+        )
+        self._replay.ask(question, partial(self._answered, owner, output.token))
+
+    async def _hear_queries(self) -> None:
+        """Queries come over core NATS and are stored nowhere: one that is lost is asked again."""
+        while True:
+            try:
+                async with self._broker.listen(self._subjects.queries(self.number)) as messages:
+                    async for message in messages:
+                        self._take_query(message)
+            except BrokerError as error:
+                logger.info("shard %d: queries are not heard for a moment: %r", self.number, error)
+            await trio.sleep(1.0)
+
+    def _take_query(self, message: Message) -> None:
+        try:
+            query = decode_query(message.body)
+        except msgspec.MsgspecError as error:
+            logger.warning("a query of shard %d cannot be read: %s", self.number, error)
+            return
+        if not self._is_active or self.is_quiescing or query.workflow_id in self._quarantined:
+            return
+        owner = self._owner(query.workflow_id)
+        self._notify(owner, partial(owner.asked, query, self._clock.now()))
+        self._pump()
+
+    def _do_send(self, owner: RunOwner, output: out.Send) -> None:
+        letter = output.letter
+        append = Append(
+            subject=self._subjects.inbox(letter.workflow_id, kind_of(letter)),
+            body=encode_envelope(letter),
+            headers=request_headers(output.request_id, "") if output.request_id else NO_HEADERS,
+        )
+
+        def answered(outcome: AppendOutcome) -> None:
+            if isinstance(outcome, int):
+                self._later(owner, lambda: owner.sent(output.key, self._clock.now()))
+            else:
+                self._spawn(self._send_again, owner, output, outcome)
+
+        self._broker.append_soon(append, answered)
+
+    async def _send_again(self, owner: RunOwner, output: out.Send, error: BrokerError) -> None:
+        logger.warning("workflow %r cannot reach %r: %r", owner.workflow_id, output.letter.workflow_id, error)
+        await trio.sleep(1.0)
+        if not self._is_abandoned and self._owners.get(owner.workflow_id) is owner:
+            self._do_send(owner, output)
 
     def _do_publish(self, owner: RunOwner, output: out.Publish) -> None:
         assert self._commits is not None
