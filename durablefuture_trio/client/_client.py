@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -16,6 +17,7 @@ from durablefuture_trio.client._closing import CloseHints, Closings
 from durablefuture_trio.client._core import Core
 from durablefuture_trio.client._handle import WorkflowHandle
 from durablefuture_trio.client._listing import Listing
+from durablefuture_trio.client._messages import first_signal
 from durablefuture_trio.client._outcome import result_of
 from durablefuture_trio.client._reading import persistently
 from durablefuture_trio.client._records import WorkflowDescription
@@ -25,7 +27,7 @@ from durablefuture_trio.client._targets import HasRun, Target, result_type_of, t
 from durablefuture_trio.codec import encode_value
 from durablefuture_trio.engine.requests import ConflictPolicy, ReusePolicy
 from durablefuture_trio.errors import RequestFailedError, WorkflowAlreadyStartedError
-from durablefuture_trio.history.options import seconds
+from durablefuture_trio.history.options import RetryPolicy, seconds
 from durablefuture_trio.ports.broker import Broker
 from durablefuture_trio.protocol.envelope import StartRequest
 from durablefuture_trio.protocol.loading import HistoryReader
@@ -48,7 +50,12 @@ class StartOptions(TypedDict, total=False):
             handle on it, ``"terminate_existing"`` ends it in the same step that starts the new one.
         id_reuse_policy: when a run of this id has closed: ``"allow"`` (default) another one, ``"failed_only"`` unless
             it completed, ``"reject"`` never.
-        execution_timeout: seconds (or a timedelta) after which a run that is still open times out; default: never.
+        execution_timeout: seconds (or a timedelta) after which a workflow that is still open times out, counted from
+            when it may begin; default: never.
+        start_delay: seconds (or a timedelta) before its code begins; the start itself is recorded at once.
+        start_signal: a signal and a tuple of its arguments, given to the run together with its start. With
+            ``id_conflict_policy="use_existing"`` an open run gets it.
+        retry_policy: how a workflow that failed is started again; default: not at all.
         memo: a value shown in listings and descriptions.
         request_id: the same id makes a repetition of this very start harmless, even from another process: it is
             answered with the run that was started the first time. Default: a fresh one for each call.
@@ -58,6 +65,9 @@ class StartOptions(TypedDict, total=False):
     id_conflict_policy: ConflictPolicy
     id_reuse_policy: ReusePolicy
     execution_timeout: float | timedelta | None
+    start_delay: float | timedelta | None
+    start_signal: tuple[Any, Sequence[Any]] | None
+    retry_policy: RetryPolicy | None
     memo: object
     request_id: str | None
 
@@ -109,7 +119,7 @@ class Client:
 
         Raises:
             TypeError: `wf` is no workflow, or the arguments do not fit its signature; nothing was sent.
-            ValueError: the id or a policy cannot be used; nothing was sent.
+            ValueError: the id, a time or a policy cannot be used; nothing was sent.
             PayloadError: an argument cannot be encoded, or they are too large; nothing was sent.
             WorkflowAlreadyStartedError: the policies forbid another run of the id.
             RequestFailedError: the server has no room, or the owner of the id could not carry out the request.
@@ -221,17 +231,21 @@ class Client:
             raise ValueError(f"id_conflict_policy must be one of {_CONFLICT_POLICIES}, not {conflict!r}")
         if reuse not in _REUSE_POLICIES:
             raise ValueError(f"id_reuse_policy must be one of {_REUSE_POLICIES}, not {reuse!r}")
-        timeout, memo = options.get("execution_timeout"), options.get("memo")
-        if timeout is not None and not seconds(timeout) > 0:
-            raise ValueError(f"execution_timeout must be above 0 seconds, not {timeout!r}")
+        memo, retry_policy = options.get("memo"), options.get("retry_policy")
+        if retry_policy is not None and not isinstance(retry_policy, RetryPolicy):
+            raise TypeError(f"retry_policy must be a RetryPolicy, not {retry_policy!r}")
+        not_before, deadline = _times(options, self._core.clock())
         request = StartRequest(
             workflow_id=workflow_id,
             workflow=target.name,
             arguments=target.arguments,
-            execution_deadline=None if timeout is None else self._core.clock() + seconds(timeout),
+            execution_deadline=deadline,
             memo=None if memo is None else encode_value(memo),
             conflict=conflict,
             reuse=reuse,
+            retry_policy=retry_policy,
+            not_before=not_before,
+            signal=first_signal(options.get("start_signal")),
         )
         return workflow_id, request, options.get("request_id") or new_id()
 
@@ -252,6 +266,17 @@ class Client:
                 )
             case other:
                 raise RequestFailedError(answer.message or f"start of workflow {workflow_id!r} was refused: {other}")
+
+
+def _times(options: StartOptions, now: float) -> tuple[float | None, float | None]:
+    """When the code may begin and when it times out, in Unix seconds."""
+    delay, timeout = options.get("start_delay"), options.get("execution_timeout")
+    if delay is not None and not 0 <= seconds(delay) < math.inf:
+        raise ValueError(f"start_delay must be 0 seconds or more, not {delay!r}")
+    if timeout is not None and not seconds(timeout) > 0:
+        raise ValueError(f"execution_timeout must be above 0 seconds, not {timeout!r}")
+    begin = now + seconds(delay or 0.0)
+    return begin if delay else None, None if timeout is None else begin + seconds(timeout)
 
 
 def _check_options(options: StartOptions) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 
 import msgspec
 import trio
 
-from durablefuture_trio.client._reading import last_commit, persistently, terminal_at
+from durablefuture_trio.client._reading import continued_in, end_of_chain, last_commit, persistently
 from durablefuture_trio.client._timing import LOOK_AT_LEAST_EVERY_S, LOOK_EVERY_S, jittered
 from durablefuture_trio.history.events import Terminal
 from durablefuture_trio.ports.broker import Broker, BrokerError
@@ -158,7 +159,8 @@ class Closings:
         return self._hints.watch(workflow_id)
 
     async def of(self, workflow_id: str, run_id: str | None) -> Closing:
-        """Wait for a run (None: the latest one) to close, for as long as the caller's scope allows.
+        """Wait for a run (None: the latest one) and those that continue it to close, as long as the caller's scope
+        allows.
 
         Raises:
             WorkflowNotFoundError, HistoryError, BrokerUnavailableError: as in `last_commit` and `persistently`.
@@ -170,7 +172,7 @@ class Closings:
             return await self.told_to(waiter, workflow_id, run_id, look_first=True)
 
     async def told_to(self, waiter: CloseWaiter, workflow_id: str, run_id: str, *, look_first: bool) -> Closing:
-        """Wait for a run to close, as a task that is subscribed already.
+        """Wait for a run, and those that continue it, to close, as a task that is subscribed already.
 
         Args:
             look_first: the run may have closed before the subscription was sent.
@@ -181,12 +183,17 @@ class Closings:
         pause = LOOK_EVERY_S
         told = ""
         while True:
-            if look and (closing := await self._look(workflow_id, run_id)) is not None:
-                return closing
+            if look:
+                run_id, event = await self._look(workflow_id, run_id)
+                if event is not None:
+                    return Closing(run_id, event)
             if (hint := waiter.take(run_id)) is not None:
-                if hint.event is not None:
+                if hint.event is None:
+                    look = True  # too large for a hint: the history has it
+                elif following := continued_in(hint.event):
+                    run_id, look = following, False
+                else:
                     return Closing(run_id, hint.event)
-                look = True  # too large for a hint: the history has it
                 continue
             look = True
             with trio.move_on_after(jittered(pause)):
@@ -216,10 +223,7 @@ class Closings:
 
         return await persistently(f"the history of workflow {workflow_id!r}", read)
 
-    async def _look(self, workflow_id: str, run_id: str) -> Closing | None:
-        async def read() -> Closing | None:
-            commit = await last_commit(self._reader, workflow_id, run_id)
-            event = await terminal_at(self._reader, workflow_id, commit)
-            return None if event is None else Closing(run_id, event)
-
-        return await persistently(f"the history of workflow {workflow_id!r}", read)
+    async def _look(self, workflow_id: str, run_id: str) -> tuple[str, Terminal | None]:
+        return await persistently(
+            f"the history of workflow {workflow_id!r}", partial(end_of_chain, self._reader, workflow_id, run_id)
+        )

@@ -6,15 +6,30 @@ from typing import Any
 
 from durablefuture_trio.client._closing import Closing
 from durablefuture_trio.codec import decode_value, exception_of
-from durablefuture_trio.errors import WorkflowFailedError, WorkflowTerminatedError, WorkflowTimedOutError
-from durablefuture_trio.history.events import WorkflowCompleted, WorkflowFailed, WorkflowTerminated, WorkflowTimedOut
+from durablefuture_trio.errors import (
+    HistoryError,
+    WorkflowCancelledError,
+    WorkflowFailedError,
+    WorkflowTerminatedError,
+    WorkflowTimedOutError,
+)
+from durablefuture_trio.history.events import (
+    ContinuedAsNew,
+    HistoryLimitExceeded,
+    WorkflowCancelled,
+    WorkflowCompleted,
+    WorkflowFailed,
+    WorkflowTerminated,
+    WorkflowTimedOut,
+)
 
 
 def result_of(workflow_id: str, closing: Closing, result_type: Any) -> Any:
     """The result of a run, rebuilt as `result_type`.
 
     Raises:
-        WorkflowFailedError, WorkflowTerminatedError, WorkflowTimedOutError: it ended without one.
+        WorkflowFailedError, WorkflowCancelledError, WorkflowTerminatedError, WorkflowTimedOutError: it ended without
+            one.
         PayloadError: the result is not what `result_type` wants.
     """
     run_id = closing.run_id
@@ -41,4 +56,26 @@ def result_of(workflow_id: str, closing: Closing, result_type: Any) -> Any:
                 f"workflow {workflow_id!r} was still open at its execution deadline",
                 workflow_id=workflow_id,
                 run_id=run_id,
+            )
+        case WorkflowCancelled(reason=reason):
+            raise WorkflowCancelledError(
+                f"workflow {workflow_id!r} was cancelled: {reason or 'no reason was given'}",
+                workflow_id=workflow_id,
+                run_id=run_id,
+                reason=reason,
+            )
+        case HistoryLimitExceeded(limit=limit):
+            raise WorkflowFailedError(
+                f"workflow {workflow_id!r} was ended because its history has more than {limit} events: a workflow that "
+                "does so much has to continue as new in time (workflow.info().continue_as_new_suggested says when)",
+                workflow_id=workflow_id,
+                run_id=run_id,
+                cause=None,
+            )
+        case ContinuedAsNew(next_run_id=next_run_id):
+            raise HistoryError(
+                f"workflow {workflow_id!r} continued in run {next_run_id!r}, which is not in its history: restore the "
+                "stream from a backup",
+                subject="",
+                sequence=0,
             )

@@ -10,7 +10,8 @@ import trio
 
 from durablefuture_trio.client._timing import EXPLAIN_AFTER_S, LEADER_WITHIN_S, jittered
 from durablefuture_trio.errors import BrokerUnavailableError, WorkflowNotFoundError
-from durablefuture_trio.history.events import Terminal
+from durablefuture_trio.history.commit import own_events
+from durablefuture_trio.history.events import ContinuedAsNew, Terminal, WorkflowFailed, WorkflowStarted
 from durablefuture_trio.ports.broker import NO_RESPONDERS, BrokerError, Incomplete, NoAnswer, Rejected
 from durablefuture_trio.protocol.loading import HistoryReader, NumberedCommit, terminal_of
 
@@ -78,6 +79,50 @@ async def last_commit(reader: HistoryReader, workflow_id: str, run_id: str | Non
         if commit is not None:
             return commit
     raise not_found(workflow_id, run_id)
+
+
+async def end_of_chain(reader: HistoryReader, workflow_id: str, run_id: str) -> tuple[str, Terminal | None]:
+    """The run that a run has come to by continuing as new or being tried again (or that very run), and the event that
+    closed it; None: it is open.
+
+    Raises:
+        WorkflowNotFoundError, HistoryError, BrokerError: as `last_commit`.
+    """
+    for confirmed in (False, True):
+        later: list[NumberedCommit] = []
+        commit = await reader.tip(workflow_id, confirmed=confirmed)
+        while commit is not None and commit.commit.run_id != run_id:
+            if await _chain_of(reader, workflow_id, commit) == run_id:
+                # A chain is named by its first run: no need to go back through all that lie between.
+                break
+            later.append(commit)
+            commit = await reader.run_before(commit, workflow_id)
+        if commit is not None:
+            break
+    else:
+        raise not_found(workflow_id, run_id)
+    event = await terminal_at(reader, workflow_id, commit)
+    while event is not None and continued_in(event) and later:
+        commit = later.pop()
+        event = await terminal_at(reader, workflow_id, commit)
+    return commit.commit.run_id, event
+
+
+async def _chain_of(reader: HistoryReader, workflow_id: str, commit: NumberedCommit) -> str:
+    """The first run of the chain that the run of `commit` belongs to."""
+    first_n = commit.commit.first_n
+    if commit.n != first_n:
+        async for chunk in reader.commits(workflow_id, first_n, first_n):
+            commit = chunk[0]
+    for event in own_events(commit.commit):
+        if isinstance(event, WorkflowStarted):
+            return event.first_run_id or event.run_id
+    return commit.commit.run_id
+
+
+def continued_in(event: Terminal) -> str:
+    """The run that goes on where this event closed one; empty: none does."""
+    return event.next_run_id if isinstance(event, ContinuedAsNew | WorkflowFailed) else ""
 
 
 def not_found(workflow_id: str, run_id: str | None) -> WorkflowNotFoundError:

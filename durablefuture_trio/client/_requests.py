@@ -8,26 +8,28 @@ history, and the request repeated under the same request id, which its owner nev
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import msgspec
 import trio
 
 from durablefuture_trio._ids import new_id, token
-from durablefuture_trio.client._reading import Patience, unavailable
+from durablefuture_trio.client._decisions import DecisionSearch
+from durablefuture_trio.client._reading import Patience
 from durablefuture_trio.client._timing import (
     ASK_AGAIN_AFTER_S,
     ASK_AGAIN_MAX_S,
     EXPLAIN_AFTER_S,
+    LOOK_AT_LEAST_EVERY_S,
     LOOK_EVERY_S,
+    QUERY_AGAIN_AFTER_S,
     RESEND_AFTER_S,
     jittered,
 )
-from durablefuture_trio.errors import BrokerUnavailableError, HistoryError, PayloadError, RequestFailedError
-from durablefuture_trio.history.commit import Commit
-from durablefuture_trio.history.events import WorkflowStarted, WorkflowTerminated
+from durablefuture_trio.codec.payload import Payload
+from durablefuture_trio.errors import BrokerUnavailableError, PayloadError, RequestFailedError
 from durablefuture_trio.ports.broker import (
     Append,
     AppendOutcome,
@@ -40,11 +42,15 @@ from durablefuture_trio.ports.broker import (
 )
 from durablefuture_trio.protocol.envelope import (
     Answer,
+    CancelRequest,
+    QueryRequest,
+    SignalRequest,
     StartRequest,
     TerminateRequest,
-    answer_of,
+    UpdateRequest,
     decode_answer,
     encode_envelope,
+    encode_query,
     kind_of,
     request_headers,
 )
@@ -53,7 +59,10 @@ from durablefuture_trio.protocol.subjects import Subjects
 
 logger = logging.getLogger("durablefuture_trio.client")
 
-Request = StartRequest | TerminateRequest
+Request = StartRequest | TerminateRequest | CancelRequest | SignalRequest | UpdateRequest
+
+_MARGIN_BYTES = 4096
+"""Room left for what a server or a gateway adds to a message."""
 
 
 class _Waiting:
@@ -65,6 +74,11 @@ class _Waiting:
         self.answer: Answer | None = None
         self.failure: BrokerError | None = None
         self.stored = False
+        self.changed = trio.Event()
+
+    def listen_on(self) -> None:
+        """Wait for the next change."""
+        self.answer = self.failure = None
         self.changed = trio.Event()
 
     def on_outcome(self, outcome: AppendOutcome) -> None:
@@ -116,44 +130,55 @@ class Requests:
         for waiting in self._waiting.get(answer.request_id, ()):
             waiting.on_answer(answer)
 
-    async def ask(self, request: Request, request_id: str) -> Answer:
-        """Store a request and wait for its decision, for as long as the caller's scope allows.
-
-        Raises:
-            PayloadError: it is larger than the server takes; nothing was sent.
-            RequestFailedError: the server has no room; nothing was stored.
-            BrokerUnavailableError: the server refuses to store it.
-        """
+    @contextmanager
+    def _awaiting(self, request_id: str) -> Iterator[_Waiting]:
+        """Get the answers to a request."""
         waiting = _Waiting()
         self._waiting.setdefault(request_id, []).append(waiting)
         try:
-            return await self._ask(request, request_id, waiting)
+            yield waiting
         finally:
             waiters = self._waiting[request_id]
             waiters.remove(waiting)
             if not waiters:
                 del self._waiting[request_id]
 
+    async def ask(self, request: Request, request_id: str) -> Answer:
+        """Store a request and wait for its decision, for as long as the caller's scope allows.
+
+        An update is decided by its outcome, which may come long after it was accepted.
+
+        Raises:
+            PayloadError: it is larger than the server takes; nothing was sent.
+            RequestFailedError: the server has no room; nothing was stored.
+            BrokerUnavailableError: the server refuses to store it.
+        """
+        with self._awaiting(request_id) as waiting:
+            return await self._ask(request, request_id, waiting)
+
     async def _ask(self, request: Request, request_id: str, waiting: _Waiting) -> Answer:
-        search = _DecisionSearch(self._reader, request.workflow_id, request_id)
+        update_id = request.update_id if isinstance(request, UpdateRequest) else None
+        search = DecisionSearch(self._reader, request.workflow_id, request_id, update_id)
         send = self._sender(request, request_id, waiting)
         send()
         now = trio.current_time()
         look_at, explain_at, send_at = now + jittered(LOOK_EVERY_S), now + EXPLAIN_AFTER_S, now + ASK_AGAIN_AFTER_S
-        pause = ASK_AGAIN_AFTER_S
+        pause, look_pause = ASK_AGAIN_AFTER_S, LOOK_EVERY_S
         patience = Patience()
         while True:
             with trio.move_on_at(min(look_at, explain_at, send_at)):
                 await waiting.changed.wait()
-            if waiting.answer is not None:
-                return waiting.answer
+            if (answer := waiting.answer) is not None:
+                if not _is_accepted_only(request, answer):
+                    return answer
+                waiting.listen_on()
+                search.accepted_in(answer.run_id)
             now = trio.current_time()
             if waiting.failure is not None:
                 # A repetition that fails changes nothing about the message that is stored.
                 if not patience.outlasts(waiting.failure) and not waiting.stored:
                     raise self._refusal(waiting.failure, request)
-                waiting.failure = None
-                waiting.changed = trio.Event()
+                waiting.listen_on()
                 send_at = now + jittered(RESEND_AFTER_S)
             if now >= send_at:
                 if self._broker.link.up:
@@ -164,12 +189,51 @@ class Requests:
                     send_at = now + jittered(RESEND_AFTER_S)
             if now >= explain_at:
                 explain_at = now + 60.0
-                self._explain(request, waiting)
+                self._explain(request, waiting, search)
             if now >= look_at:
                 answer = await search.look() if self._broker.link.up else None
                 if answer is not None:
                     return answer
-                look_at = trio.current_time() + jittered(LOOK_EVERY_S)
+                if search.is_accepted:
+                    look_pause = min(2 * look_pause, LOOK_AT_LEAST_EVERY_S)
+                look_at = trio.current_time() + jittered(look_pause)
+
+    async def query(self, workflow_id: str, run_id: str, name: str, arguments: Payload) -> Answer:
+        """Ask the owner of a workflow, again and again until it answers or the caller's scope ends. Nothing is stored.
+
+        Raises:
+            PayloadError: it is larger than the server takes; nothing was sent.
+        """
+        request_id = new_id()
+        query = QueryRequest(
+            workflow_id=workflow_id,
+            run_id=run_id,
+            name=name,
+            arguments=arguments,
+            request_id=request_id,
+            reply=self._subjects.answer(self._client, request_id),
+        )
+        what, body = f"query {name!r} of workflow {workflow_id!r}", encode_query(query)
+        limit = self._broker.limits.max_payload_bytes - _MARGIN_BYTES
+        if len(body) > limit:
+            raise PayloadError(f"{what} takes {len(body)} bytes; the server takes {limit}. Nothing was sent.", path="")
+        subject = self._subjects.queries(self._subjects.shard_of(workflow_id))
+        explain_at = trio.current_time() + EXPLAIN_AFTER_S
+        with self._awaiting(request_id) as waiting:
+            while True:
+                if self._broker.link.up:
+                    self._broker.tell(subject, body)
+                with trio.move_on_after(jittered(QUERY_AGAIN_AFTER_S)):
+                    await waiting.changed.wait()
+                if waiting.answer is not None:
+                    return waiting.answer
+                if trio.current_time() >= explain_at:
+                    explain_at += 60.0
+                    logger.warning(
+                        "nobody answers the %s yet: its supervisor is busy or gone (link %s); asking on",
+                        what,
+                        "up" if self._broker.link.up else "down",
+                    )
 
     def _sender(self, request: Request, request_id: str, waiting: _Waiting) -> Callable[[], None]:
         """A function that publishes the request. Without a message id: the server would answer a known one itself, and
@@ -206,9 +270,11 @@ class Requests:
         refusal.__cause__ = error
         return refusal
 
-    def _explain(self, request: Request, waiting: _Waiting) -> None:
+    def _explain(self, request: Request, waiting: _Waiting, search: DecisionSearch) -> None:
         what = f"{kind_of(request)} of workflow {request.workflow_id!r}"
-        if waiting.stored:
+        if search.is_accepted:
+            logger.info("%s is accepted; waiting for its handler to return", what)
+        elif waiting.stored:
             logger.warning(
                 "%s is stored and will not be lost; still waiting for a supervisor of namespace %r to decide it "
                 "(is one with the role 'workflows' running?)",
@@ -223,63 +289,6 @@ class Requests:
             )
 
 
-class _DecisionSearch:
-    """Looks for the decision of a request in the history, reading each commit once."""
-
-    def __init__(self, reader: HistoryReader, workflow_id: str, request_id: str) -> None:
-        self._reader = reader
-        self._workflow_id = workflow_id
-        self._request_id = request_id
-        self._seen_n = 0
-        self._patience = Patience()
-
-    async def look(self) -> Answer | None:
-        """The decision, or None if none is recorded (or the server could not be asked just now).
-
-        Raises:
-            BrokerUnavailableError: the server refuses to be read.
-        """
-        try:
-            return await self._look()
-        except HistoryError as error:
-            # Commits of a closed run may have been purged by retention; the owner's answer is still to come.
-            logger.debug("cannot look for request %s: %s", self._request_id, error)
-        except BrokerError as error:
-            if not self._patience.outlasts(error):
-                raise unavailable(f"the history of workflow {self._workflow_id!r}", error) from error
-            logger.debug("cannot look for request %s just now: %r", self._request_id, error)
-        return None
-
-    async def _look(self) -> Answer | None:
-        tip = await self._reader.tip(self._workflow_id)
-        if tip is None or tip.n <= self._seen_n:
-            return None
-        if (found := decision_in(tip.commit, self._request_id)) is not None:
-            return found
-        first_n = max(tip.commit.first_n, self._seen_n + 1)
-        async with aclosing(self._reader.commits(self._workflow_id, first_n, tip.n - 1)) as chunks:
-            async for chunk in chunks:
-                for item in chunk:
-                    if (found := decision_in(item.commit, self._request_id)) is not None:
-                        return found
-        self._seen_n = tip.n
-        return None
-
-
-def decision_in(commit: Commit, request_id: str) -> Answer | None:
-    """What `commit` says about a request, or None if it says nothing."""
-    found: Answer | None = None
-    for event in commit.events:
-        if isinstance(event, WorkflowStarted):
-            if event.request_id == request_id:
-                found = Answer(request_id=request_id, answer="applied", run_id=event.run_id)
-            for record in event.carried:
-                if found is None and record.request_id == request_id:
-                    found = answer_of(record)
-        elif isinstance(event, WorkflowTerminated) and event.request_id == request_id:
-            # A start that terminates the run in its way is in both events; the WorkflowStarted comes later and counts.
-            found = Answer(request_id=request_id, answer="applied", run_id=commit.run_id)
-    for record in commit.refused:
-        if record.request_id == request_id:
-            found = answer_of(record)
-    return found
+def _is_accepted_only(request: Request, answer: Answer) -> bool:
+    """Whether this is a word about an update on its way, and not its outcome: a handler that returns gives a result."""
+    return isinstance(request, UpdateRequest) and answer.answer == "applied" and answer.result is None

@@ -23,6 +23,9 @@ LEADER_WITHIN_S = 30.0
 """A stream without a leader is asked again for so long: elections take seconds, and a server that is stopping tells so
 for a moment before it goes."""
 
+QUERY_AGAIN_AFTER_S = 1.0
+"""A query that is not answered is sent again after this: it is stored nowhere, and costs next to nothing."""
+
 RESEND_AFTER_S = 1.0
 """Pause before a publish of unknown outcome is repeated."""
 
