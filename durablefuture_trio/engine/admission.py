@@ -10,6 +10,7 @@ from durablefuture_trio.codec.payload import Failure, Payload
 from durablefuture_trio.engine.mail import released_children
 from durablefuture_trio.engine.requests import (
     CancelRequest,
+    Envelope,
     Inbound,
     SignalRequest,
     StartRequest,
@@ -104,6 +105,19 @@ def _limit_verdict(request_id: str, request: object, state: RunState) -> Request
         words = f"run {state.run_id} has {MAX_OPEN_UPDATES} updates that are not completed: try again later"
         return RequestRecord(request_id, "limit", state.run_id, words)
     return None
+
+
+def may_be_applied_later(envelope: Envelope, record: RequestRecord) -> bool:
+    """Whether a copy of a refused request that comes again could be decided otherwise, if nobody remembered."""
+    match record.answer, envelope:
+        case ("rejected" | "limit"), _:
+            return True
+        case "already_started", StartRequest(reuse=reuse):
+            return reuse != "reject"
+        case "closed", SignalRequest(run_id="") | UpdateRequest(run_id="") | CancelRequest(run_id="", parent=None):
+            return True
+        case _:
+            return False
 
 
 def started_event(

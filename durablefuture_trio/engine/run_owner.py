@@ -854,14 +854,12 @@ class RunOwner:
     def _decline(self, message: Inbound, record: RequestRecord, answer: Answer | None = None) -> bool:
         """Answer without applying: the request is refused, or was decided before.
 
-        A refused start that could be applied once the run has closed is remembered in the history: its client may send
-        it again, with the same request id, when this owner is gone. That costs no commit of its own: the message is
-        held until the next one.
+        A refused request that could be applied later (a start once the run has closed, a signal to whichever run is
+        open once there is one) is remembered in the history: its client may send it again, with the same request id,
+        when this owner is gone. That costs no commit of its own: the message is held until the next one.
         """
-        state, envelope = self.state, message.envelope
-        could_change = record.answer == "rejected" or (
-            record.answer == "already_started" and isinstance(envelope, StartRequest) and envelope.reuse != "reject"
-        )
+        state = self.state
+        could_change = may_be_applied_later(message.envelope, record)
         is_recorded = state is not None and record.request_id in state.requests and record not in self._refused
         holds = state is not None and could_change and not is_recorded
         if not self._consume_without_commit(message, holds=holds):
@@ -958,7 +956,7 @@ class RunOwner:
         for messages in self._updating.values():
             for message in messages:
                 words = f"run {run_id} ended before it completed the update"
-                answer = Answer(request_id=message.request_id, answer="closed", run_id=run_id, message=words)
+                answer = Answer(request_id=message.request_id, answer="failed", run_id=run_id, message=words)
                 draft.effects.append(out.Reply(message.reply, answer))
         self._updating.clear()
 

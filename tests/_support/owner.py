@@ -143,7 +143,17 @@ class Driver:
             self._carry_out(output)
 
     def _is_automatic(self, output: out.Output) -> bool:
-        by_hand = (out.Activate, out.Replay, out.Dispatch, out.CancelAttempt, out.Reply, out.Closed, out.Report)
+        by_hand = (
+            out.Activate,
+            out.Replay,
+            out.Ask,
+            out.Send,
+            out.Dispatch,
+            out.CancelAttempt,
+            out.Reply,
+            out.Closed,
+            out.Report,
+        )
         return not isinstance(output, by_hand) and type(output) not in self.held
 
     def _carry_out(self, output: out.Output) -> None:
