@@ -110,7 +110,7 @@ def _limit_verdict(request_id: str, request: object, state: RunState) -> Request
 def may_be_applied_later(envelope: Envelope, record: RequestRecord) -> bool:
     """Whether a copy of a refused request that comes again could be decided otherwise, if nobody remembered."""
     match record.answer, envelope:
-        case ("rejected" | "limit"), _:
+        case (("rejected" | "limit"), _):
             return True
         case "already_started", StartRequest(reuse=reuse):
             return reuse != "reject"

@@ -192,7 +192,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         request_id: the request.
         answer: ``"applied"``, or the name of the refusal: ``"existing"`` (an open run was used), ``"already_started"``,
             ``"not_found"``, ``"closed"``, ``"undecodable"``, ``"rejected"`` (an update, by its validator), ``"failed"``
-            (an update, by its handler), ``"limit"``.
+            (an update, by its handler, or by the end of its run), ``"limit"``.
         run_id: the run it was applied to, or that stands in the way.
         message: the words of a refusal.
         result: what the handler of an update returned.

@@ -23,6 +23,7 @@ from durablefuture_trio.engine import outputs as out
 from durablefuture_trio.engine.admission import (
     conflict_verdict,
     continued_event,
+    may_be_applied_later,
     next_attempt_event,
     run_verdict,
     start_verdict,

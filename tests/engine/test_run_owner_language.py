@@ -198,7 +198,7 @@ def test_m04_whoever_waits_for_an_update_of_a_run_that_ends_is_told() -> None:
     update(driver)
     answered(driver)
     driver.activated(complete())
-    assert [(answer.request_id, answer.answer) for answer in driver.answers[1:]] == [("u1", "closed")]
+    assert [(answer.request_id, answer.answer) for answer in driver.answers[1:]] == [("u1", "failed")]
 
 
 # --- queries ----------------------------------------------------------------------------------------------------------
