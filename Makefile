@@ -48,8 +48,8 @@ demo: venv ## an order whose worker is killed with SIGKILL while it ships
 bench: venv ## the figures of docs/performance.md, on this machine
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
-simulate: venv ## whole supervisors in virtual time, SEEDS=5000 random lives
-	SEEDS=$(SEEDS) $(PYTEST) tests/simulation --timeout=0
+simulate: venv ## whole clusters in virtual time, SEEDS=5000 random lives
+	$(BIN)/python -m simulator --seeds $(SEEDS)
 
 chaos: venv ## real processes under SIGKILL at random, CHAOS_SECONDS=120
 	CHAOS_SECONDS=$(CHAOS_SECONDS) $(PYTEST) tests/chaos --timeout=0

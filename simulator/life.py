@@ -37,7 +37,8 @@ from simulator.world import EPOCH, ProcessFailed, SimulatedProcess, World
 PATIENCE_S = 3000.0
 """So long may clients wait, and runs take to end once the faults have stopped: retries back off to 100 s."""
 
-QUIET_S = 120.0
+QUIET_S = 600.0
+"""Longer than any timer of a program: one whose schedule could not be taken away fires, and is acknowledged."""
 DRAIN_S = 5.0
 RESTART_S = 0.1
 
