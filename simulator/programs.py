@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import trio
@@ -20,7 +20,7 @@ from trio.testing import MockClock
 
 from durablefuture_trio import codec
 from durablefuture_trio.authoring import WorkflowInfo, workflow
-from durablefuture_trio.authoring._runtime import current_run
+from durablefuture_trio.authoring._runtime import WorkflowRuntime, current_run
 from durablefuture_trio.engine.retry import backoff_s
 from durablefuture_trio.errors import ActivityError, ApplicationError
 from durablefuture_trio.history.events import Event, FailureReason, WorkflowCompleted, WorkflowFailed
@@ -240,7 +240,8 @@ def _run_apart(tree: Node) -> Outcome:
     outcomes: list[Outcome] = []
 
     async def main() -> Outcome:
-        current_run.set(_Outside())
+        # A program calls activities and asks for time and chance; the rest of what a run offers is not needed.
+        current_run.set(cast("WorkflowRuntime", _Outside()))
         try:
             value = await Interpreter(KINDS).run(tree, FIRST_VALUE)
         except Exception as error:  # noqa: BLE001 - whatever the program raises is its outcome

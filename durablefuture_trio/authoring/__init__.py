@@ -2,7 +2,10 @@
 
 from durablefuture_trio.authoring._activity import ActivityDefinition, activity
 from durablefuture_trio.authoring._activity_context import ActivityInfo
+from durablefuture_trio.authoring._children import ChildOptions, ChildWorkflow, ExternalWorkflow
+from durablefuture_trio.authoring._combinators import AsCompleted, as_completed, durable_map, first, gather, outcomes
 from durablefuture_trio.authoring._definition import Definition, definition_of
+from durablefuture_trio.authoring._futures import DurableFuture
 from durablefuture_trio.authoring._options import ActivityOptions, activity_options
 from durablefuture_trio.authoring._runtime import WorkflowInfo
 from durablefuture_trio.authoring._workflow import WorkflowDefinition, workflow
@@ -11,11 +14,21 @@ __all__ = [
     "ActivityDefinition",
     "ActivityInfo",
     "ActivityOptions",
+    "AsCompleted",
+    "ChildOptions",
+    "ChildWorkflow",
     "Definition",
+    "DurableFuture",
+    "ExternalWorkflow",
     "WorkflowDefinition",
     "WorkflowInfo",
     "activity",
     "activity_options",
+    "as_completed",
     "definition_of",
+    "durable_map",
+    "first",
+    "gather",
+    "outcomes",
     "workflow",
 ]

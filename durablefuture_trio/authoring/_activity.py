@@ -11,6 +11,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, Unpack, overload
 
 from durablefuture_trio.authoring._activity_context import ActivityInfo, current_activity
 from durablefuture_trio.authoring._definition import Definition
+from durablefuture_trio.authoring._futures import DurableFuture
 from durablefuture_trio.authoring._logging import ActivityLogger
 from durablefuture_trio.authoring._options import (
     ActivityOptions,
@@ -91,6 +92,29 @@ class ActivityDefinition(Definition, Generic[P, R]):
         if run is None:
             return self._run_here(arguments)
         return self._schedule(run, arguments, self.call_record())
+
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> DurableFuture[R]:
+        """Schedule the activity and go on: it runs while the workflow does something else.
+
+            charge = charge_credit_card.submit(customer, amount)
+            stock = await reserve(product)
+            receipt = Receipt(await charge, stock)
+
+        The options are those in force where `submit` is called.
+
+        Raises:
+            RuntimeError: called outside of a workflow.
+            TypeError: the arguments do not fit the signature. PayloadError: they cannot be encoded.
+            LimitExceededError: too many calls of the run are open.
+        """
+        arguments = self.signature.bind(args, kwargs)
+        run = current_run.get()
+        if run is None:
+            raise RuntimeError(
+                f"{self.name}.submit works only in the code of a running workflow, which owns the future: here, "
+                f"await {self.name}(...), in a nursery to run several at once"
+            )
+        return DurableFuture(run.submit_activity(self.name, arguments, self.call_record(), self.result_hint))
 
     def call_record(self) -> ActivityOptionsRecord:
         """The options of a call made here and now: those of the call, the scopes, the decorator, the configuration."""

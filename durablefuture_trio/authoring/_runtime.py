@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from contextvars import ContextVar
 from random import Random
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 import msgspec
 
 from durablefuture_trio.codec.payload import Payload
 from durablefuture_trio.history.options import ActivityOptionsRecord
+
+if TYPE_CHECKING:
+    from durablefuture_trio.authoring._children import ChildCall, ChildStart
+    from durablefuture_trio.authoring._futures import DurableCall
 
 
 class ContinueAsNewRequested(BaseException):
@@ -88,6 +92,45 @@ class WorkflowRuntime(Protocol):
     ) -> Awaitable[Any]:
         """Schedule an activity and wait for its result (or raise `ActivityError`). `arguments` as bound, in the order
         of the activity's parameters; encoded at once, so that later changes to them do not matter."""
+        ...
+
+    @property
+    def definition(self) -> object:
+        """The workflow that runs."""
+        ...
+
+    def submit_activity(
+        self, name: str, arguments: tuple[Any, ...], options: ActivityOptionsRecord, result_type: Any
+    ) -> DurableCall:
+        """Schedule an activity that goes on by itself."""
+        ...
+
+    def call_child(self, start: ChildStart) -> Awaitable[Any]:
+        """Start a child workflow and wait for its result (or raise `ChildWorkflowError`)."""
+        ...
+
+    def submit_child(self, start: ChildStart) -> ChildCall:
+        """Start a child workflow that goes on by itself."""
+        ...
+
+    def signal_external(self, workflow_id: str, run_id: str, name: str, arguments: Payload) -> Awaitable[None]:
+        """Send a signal to another workflow. ``run_id`` empty: to whichever run of it is open."""
+        ...
+
+    def cancel_external(self, workflow_id: str, run_id: str, reason: str) -> Awaitable[None]:
+        """Ask another workflow to end."""
+        ...
+
+    def owns(self, call: DurableCall) -> bool:
+        """Whether the call was made in this run."""
+        ...
+
+    def patched(self, patch: str) -> bool:
+        """Whether the run takes the new side of a patch."""
+        ...
+
+    def deprecate_patch(self, patch: str) -> None:
+        """The old side of a patch is gone from the code."""
         ...
 
 

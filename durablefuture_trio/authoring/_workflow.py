@@ -10,13 +10,15 @@ from functools import update_wrapper
 from inspect import iscoroutinefunction
 from random import Random
 from types import FunctionType
-from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 from uuid import UUID
 
+from durablefuture_trio.authoring._children import ChildStart, ChildWorkflow, child_start, target_of
 from durablefuture_trio.authoring._definition import Definition
 from durablefuture_trio.authoring._logging import WorkflowLogger
 from durablefuture_trio.authoring._runtime import WorkflowInfo, WorkflowRuntime, current_run
 from durablefuture_trio.authoring._signature import Signature, check_function, check_name, enclosing_names
+from durablefuture_trio.authoring._steps import StepHelpers
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -69,19 +71,33 @@ class WorkflowDefinition(Definition, Generic[P, R]):
         return self.fn if self.cls is None else self.cls
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
-        """Refused: a workflow is started, not called.
+        """In the code of another workflow: a coroutine that starts this one as a child and gives its result. A caller
+        that is cancelled cancels the child and waits for its end.
 
         Raises:
-            RuntimeError: always; the message says how to start it and how to test its function.
+            RuntimeError: called outside of a workflow; the message says how to start it and how to test its function.
+            TypeError: the arguments do not fit the signature. PayloadError: they cannot be encoded.
+            ChildWorkflowError: (when awaited) the child ended without a result, or could not be started.
         """
-        self._refuse_call()
+        child: Coroutine[Any, Any, R] = _call_child(self._running(), child_start(target_of(self, args, kwargs), {}))
+        return child
 
-    def _refuse_call(self) -> NoReturn:
-        if current_run.get() is not None:
-            raise RuntimeError(
-                f"workflow {self.name} cannot be called from another workflow: there are no child workflows in this "
-                f"version; await {self.name}.fn(...) to run its code as a part of this run"
-            )
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> ChildWorkflow[R]:
+        """In the code of another workflow: start this one as a child and go on. See `workflow.start_child`, which takes
+        options too.
+
+        Raises:
+            RuntimeError: called outside of a workflow.
+            TypeError: the arguments do not fit the signature. PayloadError: they cannot be encoded.
+            LimitExceededError: too many children of the run are open.
+        """
+        run = self._running()
+        return ChildWorkflow(run.submit_child(child_start(target_of(self, args, kwargs), {})), run)
+
+    def _running(self) -> WorkflowRuntime:
+        run = current_run.get()
+        if run is not None:
+            return run
         raise RuntimeError(
             f"workflow {self.name} cannot be called here, where nothing would make it durable: start it with "
             f"`await client.run({self.name}, ...)` or `client.start`; in a unit test, await {self.name}.fn(...)"
@@ -89,6 +105,10 @@ class WorkflowDefinition(Definition, Generic[P, R]):
 
     def _restore(self, state: dict[str, Any]) -> None:
         WorkflowDefinition.__init__(self, state["fn"], state["name"])
+
+
+async def _call_child(run: WorkflowRuntime, start: ChildStart) -> Any:
+    return await run.call_child(start)
 
 
 def _run_of(cls: type) -> FunctionType:
@@ -150,7 +170,7 @@ class _WorkflowFactory:
         return _define(source, self._name)
 
 
-class WorkflowDecorator:
+class WorkflowDecorator(StepHelpers):
     """``@workflow``, and what the code of a workflow may ask for."""
 
     @overload

@@ -15,20 +15,14 @@ from durablefuture_trio import codec
 from durablefuture_trio.authoring._runtime import WorkflowInfo, current_run
 from durablefuture_trio.engine.commands import Command, CompleteWorkflow, FailWorkflow
 from durablefuture_trio.errors import NondeterminismError, PayloadError, SandboxViolationError
-from durablefuture_trio.history.events import (
-    ActivityCancelled,
-    ActivityCompleted,
-    ActivityFailed,
-    Stimulus,
-    WorkflowStarted,
-)
-from durablefuture_trio.history.options import ActivityOptionsRecord
+from durablefuture_trio.history.events import Stimulus, WorkflowStarted
 from durablefuture_trio.sandbox._asked import AskedCommands
 from durablefuture_trio.sandbox._blocked import RunBlockedError
-from durablefuture_trio.sandbox._calls import DurableCalls
+from durablefuture_trio.sandbox._calls import CallStimulus, DurableCalls
 from durablefuture_trio.sandbox._guards import Guards
+from durablefuture_trio.sandbox._run_calls import RunCalls
 from durablefuture_trio.sandbox._sources import source_of_traceback
-from durablefuture_trio.sandbox._trio_driver import RunDropped, TrioDriver
+from durablefuture_trio.sandbox._trio_driver import TrioDriver
 
 
 class RunnableWorkflow(Protocol):
@@ -44,7 +38,7 @@ class RunnableWorkflow(Protocol):
     def parameter_hints(self) -> Sequence[Any]: ...
 
 
-class WorkflowRun:
+class WorkflowRun(RunCalls):
     """The code of one run, between stimuli. Implements `authoring._runtime.WorkflowRuntime` for the code in it.
 
     Made for a `WorkflowStarted`, which is the first stimulus to be activated.
@@ -55,6 +49,7 @@ class WorkflowRun:
     """
 
     def __init__(self, definition: RunnableWorkflow, started: WorkflowStarted) -> None:
+        super().__init__()
         self._definition = definition
         self._started = started
         self._now = started.at
@@ -132,7 +127,7 @@ class WorkflowRun:
     def _apply(self, stimulus: Stimulus) -> None:
         if isinstance(stimulus, WorkflowStarted):
             self._arguments = self._decode_arguments(stimulus)
-        elif isinstance(stimulus, ActivityCompleted | ActivityFailed | ActivityCancelled):
+        elif isinstance(stimulus, CallStimulus):
             self._calls.settle(stimulus)
 
     def _decode_arguments(self, started: WorkflowStarted) -> tuple[Any, ...]:
@@ -161,7 +156,10 @@ class WorkflowRun:
 
     async def _main(self) -> None:
         try:
-            result = await self._definition.fn(*self._arguments)
+            try:
+                result = await self._definition.fn(*self._arguments)
+            finally:
+                await self._calls.end_submitted()
         except BaseException as error:
             if self._closing:
                 raise
@@ -231,6 +229,11 @@ class WorkflowRun:
     # --- WorkflowRuntime ----------------------------------------------------------------------------------------------
 
     @property
+    def definition(self) -> RunnableWorkflow:
+        """The workflow that runs."""
+        return self._definition
+
+    @property
     def info(self) -> WorkflowInfo:
         started = self._started
         return WorkflowInfo(
@@ -258,16 +261,6 @@ class WorkflowRun:
     def replaying(self) -> bool:
         """Whether recorded history is being repeated."""
         return self._replaying
-
-    async def call_activity(
-        self, name: str, arguments: tuple[Any, ...], options: ActivityOptionsRecord, result_type: Any
-    ) -> Any:
-        """Schedule an activity and wait for its result, or raise `ActivityError`."""
-        if self._closing:
-            raise RunDropped
-        call = self._calls.call(name, codec.encode_arguments(arguments), options, result_type)
-        del arguments  # this frame lives as long as the activity takes
-        return await call
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

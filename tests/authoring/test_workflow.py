@@ -12,7 +12,9 @@ import pytest
 
 from durablefuture_trio import workflow
 from durablefuture_trio.authoring import WorkflowDefinition, definition_of
+from durablefuture_trio.authoring._children import ChildStart
 from durablefuture_trio.authoring._runtime import WorkflowInfo, current_run
+from durablefuture_trio.errors import PayloadError
 from durablefuture_trio.history.options import ActivityOptionsRecord
 
 
@@ -47,6 +49,7 @@ class FakeRun:
     def __init__(self, *, replaying: bool = False) -> None:
         self._replaying = replaying
         self._random = Random(1)
+        self.children: list[ChildStart] = []
 
     def now(self) -> float:
         return 1_000_000_000.25
@@ -64,6 +67,10 @@ class FakeRun:
         self, name: str, arguments: tuple[Any, ...], options: ActivityOptionsRecord, result_type: Any
     ) -> Awaitable[Any]:
         raise NotImplementedError
+
+    async def call_child(self, start: ChildStart) -> str:
+        self.children.append(start)
+        return f"result of {start.target.name}"
 
 
 @pytest.fixture
@@ -90,9 +97,15 @@ def test_a_call_outside_of_a_workflow_names_client_run_and_fn() -> None:
         order("Bob")
 
 
-def test_a_call_inside_a_workflow_says_what_to_do(run: FakeRun) -> None:
-    with pytest.raises(RuntimeError, match=r"no child workflows.*order\.fn"):
-        order("Bob")
+async def test_a_call_inside_a_workflow_starts_a_child_with_checked_arguments(run: FakeRun) -> None:
+    with pytest.raises(TypeError, match="missing argument 'customer'"):
+        order()
+    with pytest.raises(PayloadError, match=r"do not fit workflow order\(customer, amount\)"):
+        order(5)
+    assert await order("Bob") == "result of order"
+    (start,) = run.children
+    assert (start.target.name, start.target.arguments.data) == ("order", b'["Bob",1.0]')
+    assert start.target.result_type is Receipt
 
 
 async def test_a_decorated_class_stays_that_class() -> None:
