@@ -90,9 +90,18 @@ class ActivityError(DurableFutureError):
 
 
 class ChildWorkflowError(DurableFutureError):
-    """A child workflow failed. ``cause`` is its failure, ``workflow_id`` the child's id."""
+    """A child workflow ended without a result, or could not be started.
 
+    Attributes:
+        workflow: the name of the child's workflow.
+        workflow_id: the child's id.
+        reason: ``"failed"``, ``"cancelled"``, ``"terminated"``, ``"timed_out"``, or ``"not_started"``.
+        cause: its failure, rebuilt as an exception.
+    """
+
+    workflow: str
     workflow_id: str
+    reason: str
     cause: BaseException | None
 
 
@@ -160,6 +169,16 @@ class QueryFailedError(WorkflowError):
 
 class RequestFailedError(DurableFutureError):
     """The owner could not carry out a request, and says why; nothing was applied."""
+
+
+class LimitExceededError(DurableFutureError):
+    """A run has asked for more at once than one run may. ``limit`` is how many are allowed.
+
+    Wait for some of the calls before making more (`durable_map` does, with its ``concurrency``), or split the work over
+    child workflows.
+    """
+
+    limit: int
 
 
 # --- failures of code and data ----------------------------------------------------------------------------------------
