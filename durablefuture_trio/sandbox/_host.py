@@ -162,13 +162,15 @@ class ReplayHost:
         if frame.first:
             self._loading_stopped(frame.run_id)
             self._forget(frame.run_id)
-            self._loading[frame.run_id] = _Replay(frame.run_id, strict=self._strict)
+            self._loading[frame.run_id] = _Replay(frame.run_id, strict=self._strict, patches=frame.patches)
         replay = self._loading.get(frame.run_id)
         if replay is None:
             return [Missing(exchange=frame.exchange, run_id=frame.run_id)] if frame.last else []
         try:
-            for body in frame.commits:
-                self._replay_commit(replay, body)
+            commits = replay.decode(frame.commits)
+            beyond = _nothing_recorded_from(commits) if frame.last else None
+            for commit in commits:
+                self._replay_commit(replay, commit, beyond)
         except Exception as error:  # noqa: BLE001 - user code must not take down the other runs of this process
             replay.error = error
         if not frame.last:
@@ -176,10 +178,7 @@ class ReplayHost:
         del self._loading[frame.run_id]
         return self._finish_loading(replay, frame)
 
-    def _replay_commit(self, replay: _Replay, body: bytes) -> None:
-        if replay.error is not None:
-            return
-        commit = replay.decode(body)
+    def _replay_commit(self, replay: _Replay, commit: Commit, beyond: int | None) -> None:
         for event in own_events(commit):
             event_class = class_of(event)
             if event_class is EventClass.COMMAND:
@@ -187,7 +186,9 @@ class ReplayHost:
             elif event_class is EventClass.STIMULUS:
                 if isinstance(event, WorkflowStarted):
                     replay.begin(self._new_run(event))
-                replay.matcher.produce(self._watched(replay.started_run(event), event, replaying=True))  # type: ignore[arg-type] # its class says that it is a stimulus
+                run = replay.started_run(event)
+                run.beyond_history = beyond is not None and event.id >= beyond
+                replay.matcher.produce(self._watched(run, event, replaying=True))  # type: ignore[arg-type] # its class says that it is a stimulus
         replay.matcher.end_commit(finished=commit.finished)
 
     def _finish_loading(self, replay: _Replay, frame: LoadRun) -> list[SandboxUp]:
@@ -262,19 +263,38 @@ class ReplayHost:
         return Blocked(exchange=exchange, run_id=run_id, kind="crashed", message=message, stack=stack)
 
 
+def _nothing_recorded_from(commits: list[Commit]) -> int | None:
+    """The first event at the end of a history after which nothing is recorded that code did: activations whose writer
+    died, or stimuli that came while the run was blocked. None: there is none."""
+    first: int | None = None
+    for commit in reversed(commits):
+        if commit.finished:
+            return first
+        for event in reversed(own_events(commit)):
+            if class_of(event) is EventClass.COMMAND:
+                return first
+            first = event.id
+    return first
+
+
 class _Replay:
     """A history on its way in, commit by commit."""
 
-    def __init__(self, run_id: str, *, strict: bool) -> None:
+    def __init__(self, run_id: str, *, strict: bool, patches: tuple[str, ...]) -> None:
         self.run_id = run_id
+        self.patches = frozenset(patches)
         self.matcher = CommandMatcher(strict=strict)
         self.run: WorkflowRun | None = None
         self.error: Exception | None = None
         self._commits = 0
         self._first_n = 0
 
-    def decode(self, body: bytes) -> Commit:
-        """The next commit. Its subject is not known here; what the run and its number are is."""
+    def decode(self, bodies: tuple[bytes, ...]) -> list[Commit]:
+        """The next commits; none after an error."""
+        return [self._decode(body) for body in bodies] if self.error is None else []
+
+    def _decode(self, body: bytes) -> Commit:
+        # Its subject is not known here; what the run and its number are is.
         place = f"of run {self.run_id}, number {self._first_n + self._commits}"
         commit = decode_commit(body, subject=place, sequence=self._first_n + self._commits)
         if self._commits == 0:
@@ -292,6 +312,7 @@ class _Replay:
         """The history's first event was met."""
         if self.run is not None:
             raise self._broken("has a second WorkflowStarted")
+        run.history_patches = self.patches
         self.run = run
 
     def started_run(self, event: Event) -> WorkflowRun:

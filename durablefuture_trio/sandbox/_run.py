@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import Any, Protocol
 from uuid import UUID
@@ -12,15 +12,27 @@ from uuid import UUID
 import trio
 
 from durablefuture_trio import codec
-from durablefuture_trio.authoring._runtime import WorkflowInfo, current_run
-from durablefuture_trio.engine.commands import Command, CompleteWorkflow, FailWorkflow
+from durablefuture_trio.authoring._runtime import ParentInfo, WorkflowInfo, current_run
+from durablefuture_trio.codec.payload import Failure
+from durablefuture_trio.engine.commands import CancelWorkflow, Command, CompleteWorkflow, ContinueAsNew, FailWorkflow
 from durablefuture_trio.errors import NondeterminismError, PayloadError, SandboxViolationError
-from durablefuture_trio.history.events import Stimulus, WorkflowStarted
+from durablefuture_trio.history.events import (
+    CancelRequested,
+    CarriedSignal,
+    CarriedUpdate,
+    SignalReceived,
+    Stimulus,
+    UpdateAccepted,
+    WorkflowStarted,
+)
 from durablefuture_trio.sandbox._asked import AskedCommands
 from durablefuture_trio.sandbox._blocked import RunBlockedError
 from durablefuture_trio.sandbox._calls import CallStimulus, DurableCalls
+from durablefuture_trio.sandbox._endings import as_failure, continuation_in, leaves, only_cancelled
 from durablefuture_trio.sandbox._guards import Guards
+from durablefuture_trio.sandbox._messages import Messages
 from durablefuture_trio.sandbox._run_calls import RunCalls
+from durablefuture_trio.sandbox._run_messages import RunMessages
 from durablefuture_trio.sandbox._sources import source_of_traceback
 from durablefuture_trio.sandbox._trio_driver import TrioDriver
 
@@ -38,7 +50,7 @@ class RunnableWorkflow(Protocol):
     def parameter_hints(self) -> Sequence[Any]: ...
 
 
-class WorkflowRun(RunCalls):
+class WorkflowRun(RunMessages, RunCalls):
     """The code of one run, between stimuli. Implements `authoring._runtime.WorkflowRuntime` for the code in it.
 
     Made for a `WorkflowStarted`, which is the first stimulus to be activated.
@@ -57,16 +69,20 @@ class WorkflowRun(RunCalls):
         self._arguments: tuple[Any, ...] = ()
         context = contextvars.copy_context()
         context.run(current_run.set, self)
+        self._context = context
         self._driver = TrioDriver(self._main, now=started.at, context=context)
+        self._scope = trio.CancelScope()
+        self._returned = False
         self._asked = AskedCommands()
         self._calls = DurableCalls(self._driver.reschedule, self._asked)
+        self._messages = Messages(self, self._asked, context)
         self._terminal: Command | None = None
         self._blocked: RunBlockedError | NondeterminismError | None = None
         self._replaying = False
-        self.history_patches: frozenset[str] = frozenset()
         self._closing = False
         self._random: Random | None = None
         self._noise: Random | None = None
+        self._memo: Any = None
         self.activations = 0
 
     @property
@@ -122,13 +138,45 @@ class WorkflowRun(RunCalls):
             self._driver.close()
         self._calls.forget()
         self._asked.forget()
+        self._messages.forget()
+        self._conditions.forget()
         self._blocked = None  # its traceback leads back here
 
     def _apply(self, stimulus: Stimulus) -> None:
         if isinstance(stimulus, WorkflowStarted):
             self._arguments = self._decode_arguments(stimulus)
+            self._carry_over(stimulus)
         elif isinstance(stimulus, CallStimulus):
             self._calls.settle(stimulus)
+        elif isinstance(stimulus, SignalReceived):
+            self._take_signal(CarriedSignal(stimulus.name, stimulus.arguments))
+        elif isinstance(stimulus, UpdateAccepted):
+            self._take_update(CarriedUpdate(stimulus.update_id, stimulus.name, stimulus.arguments))
+        elif isinstance(stimulus, CancelRequested):
+            self._cancel(stimulus.reason)
+        if self._conditions.any_waiting:
+            # Workflow time has moved, which predicates may look at.
+            self._driver.enter(self._conditions.check)
+
+    def _carry_over(self, started: WorkflowStarted) -> None:
+        """What the run before was given and did not take, as if it had just come."""
+        if started.cancel_reason is not None:
+            self._cancel(started.cancel_reason)
+        for signal in started.signals:
+            self._take_signal(signal)
+        for update in started.updates:
+            self._take_update(update)
+
+    def _take_signal(self, signal: CarriedSignal) -> None:
+        self._driver.enter(lambda: self._messages.signal(signal))
+
+    def _take_update(self, update: CarriedUpdate) -> None:
+        self._driver.enter(lambda: self._messages.update(update))
+
+    def _cancel(self, reason: str) -> None:
+        if self._cancel_reason is None:
+            self._cancel_reason = reason
+            self._driver.enter(self._scope.cancel)
 
     def _decode_arguments(self, started: WorkflowStarted) -> tuple[Any, ...]:
         try:
@@ -157,16 +205,53 @@ class WorkflowRun(RunCalls):
     async def _main(self) -> None:
         try:
             try:
-                result = await self._definition.fn(*self._arguments)
+                with self._scope:
+                    await self._delayed()
+                    async with trio.open_nursery() as nursery:
+                        self._messages.open(nursery)
+                        result = await self._definition.fn(*self._arguments)
+                        self._returned = True
             finally:
+                self._messages.hold()
                 await self._calls.end_submitted()
         except BaseException as error:
             if self._closing:
                 raise
             # The outermost frame of the run: no scope is left that a Cancelled could belong to.
-            self._fail(error)
+            self._end_with(error)
         else:
-            self._complete(result)
+            if self._returned:
+                self._complete(result)
+            else:
+                self._terminal = CancelWorkflow(reason=self._cancel_reason or "")
+        self._tell_unfinished()
+
+    async def _delayed(self) -> None:
+        not_before = self._started.not_before
+        if not_before is not None and not_before > self._now:
+            await trio.sleep_until(not_before)
+
+    def _end_with(self, error: BaseException) -> None:
+        wish = continuation_in(error)
+        if wish is None:
+            self._fail(error)
+            return
+        signals, updates = self._messages.left_over()
+        self._terminal = ContinueAsNew(
+            workflow=wish.workflow,
+            arguments=wish.arguments,
+            signals=signals,
+            updates=updates,
+            source=source_of_traceback(wish.__traceback__),
+        )
+
+    def _tell_unfinished(self) -> None:
+        unfinished = self._messages.unfinished
+        if unfinished and not isinstance(self._terminal, ContinueAsNew):
+            self.note(
+                "WARNING",
+                f"the run of {self._definition.name} ended before these were done: {', '.join(unfinished)}",
+            )
 
     def _complete(self, result: Any) -> None:
         try:
@@ -180,7 +265,16 @@ class WorkflowRun(RunCalls):
             )
 
     def _fail(self, error: BaseException) -> None:
-        for leaf in _leaves(error):
+        self._block_for(error)
+        if self._blocked is None:
+            failure = as_failure(error)
+            self._terminal = FailWorkflow(
+                failure=self._failure_record(failure), source=source_of_traceback(failure.__traceback__)
+            )
+
+    def _block_for(self, error: BaseException) -> None:
+        """Block the run if there is something in `error` that right code heals."""
+        for leaf in leaves(error):
             if isinstance(leaf, NondeterminismError | RunBlockedError):
                 self._block(leaf)
             elif isinstance(leaf, SandboxViolationError):
@@ -196,18 +290,35 @@ class WorkflowRun(RunCalls):
                         stack="".join(traceback.format_exception(leaf)),
                     )
                 )
-        if self._blocked is None:
-            self._terminal = self._failure_command(_as_failure(error))
 
-    def _failure_command(self, error: BaseException) -> FailWorkflow:
-        source = source_of_traceback(error.__traceback__)
+    def failure_of_handler(self, error: BaseException, what: str) -> Failure:
+        """What is recorded of an exception that left the handler of an update.
+
+        Raises:
+            BaseException: `error`, if it ends more than the handler: a cancel, or something that blocks the run.
+        """
+        self._block_for(error)
+        if self._blocked is not None or self._closing or only_cancelled(error):
+            raise error
+        if continuation_in(error) is not None:
+            return self._failure_record(
+                RuntimeError(
+                    f"{what} called continue_as_new, which would end the run before the update has an answer: set a "
+                    "variable that the workflow function waits for, and continue as new there"
+                )
+            )
+        if not all(isinstance(leaf, Exception) for leaf in leaves(as_failure(error))):
+            raise error
+        return self._failure_record(as_failure(error))
+
+    def _failure_record(self, error: BaseException) -> Failure:
         try:
-            return FailWorkflow(failure=codec.failure_of(error), source=source)
+            return codec.failure_of(error)
         except Exception as reason:  # noqa: BLE001 - e.g. a __str__ or details of the user's that raise
             unspeakable = PayloadError(
                 f"the workflow raised {type(error).__name__}, which cannot be recorded: {reason}", path="$"
             )
-            return FailWorkflow(failure=codec.failure_of(unspeakable), source=source)
+            return codec.failure_of(unspeakable)
 
     def _block(self, error: RunBlockedError | NondeterminismError) -> None:
         if self._blocked is None and not self._closing:
@@ -218,12 +329,17 @@ class WorkflowRun(RunCalls):
     @property
     def noise(self) -> Random:
         """Feeds `random`, `os.urandom`, `uuid` and `secrets`; apart from `random`, whose sequence users may rely on."""
+        if self._reading is not None:
+            self.refuse("randomness")
         if self._noise is None:
             self._noise = Random(f"durablefuture noise {self._started.run_id}")
         return self._noise
 
     def violated(self, error: SandboxViolationError) -> None:
-        """Block the run, whatever becomes of the exception in user code."""
+        """Block the run, or fail what is being asked, whatever becomes of the exception in user code."""
+        if self._reading is not None:
+            self._reading.violation = self._reading.violation or error
+            return
         self._block(RunBlockedError(error.message, kind="sandbox_violation", source=getattr(error, "source", "")))
 
     # --- WorkflowRuntime ----------------------------------------------------------------------------------------------
@@ -236,13 +352,24 @@ class WorkflowRun(RunCalls):
     @property
     def info(self) -> WorkflowInfo:
         started = self._started
+        parent = started.parent
         return WorkflowInfo(
             workflow_id=started.workflow_id,
             run_id=started.run_id,
             workflow=started.workflow,
             started_at=started.at,
             history_length=self._history_length,
+            attempt=started.attempt,
+            parent=None if parent is None else ParentInfo(workflow_id=parent.workflow_id, run_id=parent.run_id),
+            first_run_id=started.first_run_id or started.run_id,
+            continued_from=started.continued_from or None,
+            memo=self._decoded_memo(),
         )
+
+    def _decoded_memo(self) -> Any:
+        if self._memo is None and self._started.memo is not None:
+            self._memo = codec.decode_value(self._started.memo, Any)
+        return self._memo
 
     def now(self) -> float:
         """Workflow time in Unix seconds."""
@@ -250,40 +377,16 @@ class WorkflowRun(RunCalls):
 
     def random(self) -> Random:
         """The run's deterministic source of randomness."""
+        self.refuse("random()")
         if self._random is None:
             self._random = Random(f"durablefuture random {self._started.run_id}")
         return self._random
 
     def uuid4(self) -> UUID:
         """A deterministic UUID."""
+        self.refuse("uuid4()")
         return UUID(int=self.random().getrandbits(128), version=4)
 
     def replaying(self) -> bool:
         """Whether recorded history is being repeated."""
         return self._replaying
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for member in error.exceptions:
-            yield from _leaves(member)
-    else:
-        yield error
-
-
-def _as_failure(error: BaseException) -> BaseException:
-    """What is recorded: groups with a single leaf collapsed, and Cancelled left out, which is nobody's failure."""
-    if isinstance(error, BaseExceptionGroup):
-        _, rest = error.split(trio.Cancelled)
-        if rest is not None:
-            error = rest
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    if all(isinstance(leaf, trio.Cancelled) for leaf in _leaves(error)):
-        stray = RuntimeError(
-            "trio.Cancelled left the workflow function, but the scope that it belongs to was closed before: do not "
-            "keep a Cancelled and raise it later"
-        )
-        stray.__cause__ = error
-        return stray
-    return error

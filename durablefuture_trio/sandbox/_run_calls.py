@@ -21,6 +21,11 @@ from durablefuture_trio.sandbox._trio_driver import RunDropped
 class RunCalls:
     """The part of `WorkflowRun` that makes durable calls; see `authoring._runtime.WorkflowRuntime` for what each does.
 
+    Attributes:
+        history_patches: the patches that the history being replayed has markers of.
+        beyond_history: nothing is recorded of what comes of the stimulus that is replayed, nor of any after it. What
+            the code does now is decided now, as in a live activation.
+
     Attributes of the run that are used here: ``_asked``, ``_calls``, ``_started``, ``_closing``, ``_replaying``.
     """
 
@@ -32,8 +37,8 @@ class RunCalls:
 
     def __init__(self) -> None:
         self._patches: dict[str, bool] = {}
-        self._recorded_patches: frozenset[str] = frozenset()
-        self._at_the_end_of_history = False
+        self.history_patches: frozenset[str] = frozenset()
+        self.beyond_history = False
 
     def refuse(self, what: str) -> None:
         """Raise if the code may not ask for anything now."""
@@ -109,7 +114,7 @@ class RunCalls:
 
     def _record_patch(self, patch: str, *, deprecated: bool) -> bool:
         self.refuse(f"patch {patch!r}")
-        if self._replaying and not self._at_the_end_of_history and patch not in self._recorded_patches:
+        if self._replaying and not self.beyond_history and patch not in self.history_patches:
             return False
         self._asked.add(RecordMarker(patch=patch, deprecated=deprecated, source=source_here(2)))
         return True
