@@ -21,7 +21,8 @@ from durablefuture_trio.codec.payload import MAX_PAYLOAD_BYTES, Failure
 from durablefuture_trio.engine import outputs as out
 from durablefuture_trio.engine.attempts import AttemptCompleted, AttemptFailed, AttemptOutcome
 from durablefuture_trio.engine.requests import AttemptReport, Inbound
-from durablefuture_trio.engine.run_owner import Block, OwnerLimits, RunOwner
+from durablefuture_trio.engine.run_owner import RunOwner
+from durablefuture_trio.engine.run_records import Block, OwnerLimits
 from durablefuture_trio.engine.settling import earliest
 from durablefuture_trio.errors import HistoryError
 from durablefuture_trio.ports.broker import NO_HEADERS, Append, AppendOutcome, Broker, BrokerError, Delivery, Message

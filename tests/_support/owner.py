@@ -26,7 +26,8 @@ from durablefuture_trio.engine.requests import (
     TerminateRequest,
     TimerFire,
 )
-from durablefuture_trio.engine.run_owner import Block, OwnerLimits, RunOwner
+from durablefuture_trio.engine.run_owner import RunOwner
+from durablefuture_trio.engine.run_records import Block, OwnerLimits
 from durablefuture_trio.history.commit import Commit, decode_commit
 from durablefuture_trio.history.events import Event, FailureReason
 from durablefuture_trio.history.options import ActivityOptionsRecord, RetryPolicy

@@ -12,7 +12,8 @@ from trio.testing import MockClock
 from durablefuture_trio.authoring import activity, workflow
 from durablefuture_trio.codec.payload import Payload
 from durablefuture_trio.engine.draft import freeze
-from durablefuture_trio.engine.run_owner import OwnerLimits, RunOwner
+from durablefuture_trio.engine.run_owner import RunOwner
+from durablefuture_trio.engine.run_records import OwnerLimits
 from durablefuture_trio.history.commit import Commit
 from durablefuture_trio.history.events import ActivityScheduled, Event, WorkflowStarted
 from durablefuture_trio.history.options import ActivityOptionsRecord
