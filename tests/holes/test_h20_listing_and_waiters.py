@@ -8,7 +8,7 @@ import msgspec
 import trio
 from trio.testing import MockClock
 
-from durablefuture_trio.client._requests import _DecisionSearch
+from durablefuture_trio.client._requests import DecisionSearch
 from durablefuture_trio.engine.requests import Answer
 from durablefuture_trio.memory_broker import AppendFate
 from durablefuture_trio.ports.broker import Append
@@ -52,7 +52,7 @@ async def test_h20_without_the_fence_a_closed_run_is_listed_as_running(autojump_
     assert await listed_after_a_late_write(ShardWithUnfencedProjection) == "running"
 
 
-class NeverLooks(_DecisionSearch):
+class NeverLooks(DecisionSearch):
     async def look(self) -> Answer | None:
         return None
 
@@ -69,7 +69,7 @@ async def test_h20_who_waits_finds_start_and_result_in_the_history_when_every_hi
 
 
 async def test_h20_who_waits_for_the_answer_alone_waits_for_ever(autojump_clock: MockClock, monkeypatch: Any) -> None:
-    monkeypatch.setattr("durablefuture_trio.client._requests._DecisionSearch", NeverLooks)
+    monkeypatch.setattr("durablefuture_trio.client._requests.DecisionSearch", NeverLooks)
     async with stage() as scene:
         await scene.start("A")
         scene.faults.lost_tell = 1.0
