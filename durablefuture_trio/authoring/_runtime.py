@@ -6,7 +6,7 @@ is made. Outside a workflow it is unset.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +20,7 @@ from durablefuture_trio.history.options import ActivityOptionsRecord
 if TYPE_CHECKING:
     from durablefuture_trio.authoring._children import ChildCall, ChildStart
     from durablefuture_trio.authoring._futures import DurableCall
+    from durablefuture_trio.authoring._messages import MessageDefinition
 
 
 class ContinueAsNewRequested(BaseException):
@@ -37,6 +38,17 @@ class ContinueAsNewRequested(BaseException):
         super().__init__(f"workflow {workflow} continues as new")
         self.workflow = workflow
         self.arguments = arguments
+        run = current_run.get()
+        if run is not None:
+            # The arguments are made: a signal that is taken while this is on its way out would be in neither run.
+            run.hold_messages()
+
+
+class ParentInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The run that started this one as its child."""
+
+    workflow_id: str
+    run_id: str
 
 
 class WorkflowInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +61,10 @@ class WorkflowInfo(msgspec.Struct, frozen=True, kw_only=True):
         history_length: events recorded so far.
         attempt: which attempt of the workflow this is, from 1.
         continue_as_new_suggested: the history is close to its limit.
+        parent: the run that started this one as its child; None: a client did.
+        first_run_id: the run with which the chain began that this one continues; its own if it is the first.
+        continued_from: the run that this one continues, as new or as its next attempt; None: it is the first.
+        memo: what was given with the start.
     """
 
     workflow_id: str
@@ -58,6 +74,10 @@ class WorkflowInfo(msgspec.Struct, frozen=True, kw_only=True):
     history_length: int = 0
     attempt: int = 1
     continue_as_new_suggested: bool = False
+    parent: ParentInfo | None = None
+    first_run_id: str = ""
+    continued_from: str | None = None
+    memo: Any = None
 
 
 class WorkflowRuntime(Protocol):
@@ -99,6 +119,51 @@ class WorkflowRuntime(Protocol):
         """The workflow that runs."""
         ...
 
+    def add_handler(
+        self,
+        message: MessageDefinition[..., Any],
+        call: Callable[..., Any],
+        *,
+        is_async: bool,
+        owner: object | None = None,
+    ) -> None:
+        """Handle messages of this kind and name from now on, beginning with those that wait.
+
+        Args:
+            call: takes the arguments; gives a coroutine if `is_async`.
+            owner: the object whose method it is.
+        """
+        ...
+
+    def add_validator(self, update: str, validator: Callable[..., Any]) -> None:
+        """Ask `validator` before updates of this name are accepted."""
+        ...
+
+    def handlers_begun(self) -> Awaitable[None]:
+        """Let the handlers of messages that were waiting make their first step."""
+        ...
+
+    def hold_messages(self) -> None:
+        """The run is about to continue as new: what it has not taken is the next run's."""
+        ...
+
+    def signal_channel(self, name: str, decode: Callable[[Payload], Any]) -> Any:
+        """A Trio receive channel of the values of a signal; `decode` makes them from the encoded arguments."""
+        ...
+
+    def wait_until(self, predicate: Callable[[], Any]) -> Awaitable[Any]:
+        """Wait until `predicate` is truthy; gives what it returned."""
+        ...
+
+    @property
+    def cancel_reason(self) -> str | None:
+        """Why somebody wants the run to end; None: nobody does."""
+        ...
+
+    def last_result(self, hint: Any) -> Any:
+        """What the last completed run of the chain returned; None: there is none."""
+        ...
+
     def submit_activity(
         self, name: str, arguments: tuple[Any, ...], options: ActivityOptionsRecord, result_type: Any
     ) -> DurableCall:
@@ -135,3 +200,18 @@ class WorkflowRuntime(Protocol):
 
 
 current_run: ContextVar[WorkflowRuntime | None] = ContextVar("durablefuture_current_run", default=None)
+
+
+def running(helper: str) -> WorkflowRuntime:
+    """The run that the calling code is a part of.
+
+    Args:
+        helper: what needs it, for the message.
+
+    Raises:
+        RuntimeError: called outside of a workflow.
+    """
+    run = current_run.get()
+    if run is None:
+        raise RuntimeError(f"workflow.{helper} works only in the code of a running workflow")
+    return run

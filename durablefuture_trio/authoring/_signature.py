@@ -11,18 +11,23 @@ from typing import Any, get_type_hints
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def check_function(fn: Any, decorator: str) -> FunctionType:
+def check_function(fn: Any, decorator: str, *, methods: bool = False) -> FunctionType:
     """Refuse what cannot be a definition.
 
     Args:
         fn: what was decorated.
         decorator: ``"@activity"`` or ``"@workflow"``, for the message.
+        methods: methods of a class are welcome.
 
     Raises:
         TypeError: it is no function that can be found by name and called with positional arguments; the message says
             what to do.
     """
     if isinstance(fn, (staticmethod, classmethod)):
+        if methods:
+            raise TypeError(
+                f"{decorator} does not go onto a {type(fn).__name__}: give {fn.__func__.__qualname__} a self instead"
+            )
         raise TypeError(
             f"{decorator} does not go onto a {type(fn).__name__}: move the function {fn.__func__.__qualname__} out of "
             "its class to module level"
@@ -36,12 +41,17 @@ def check_function(fn: Any, decorator: str) -> FunctionType:
         raise TypeError(f"{decorator} does not go onto a lambda, which has no name to find it by: write a def")
     if inspect.isasyncgenfunction(fn) or inspect.isgeneratorfunction(fn):
         raise TypeError(f"{decorator} {name} is a generator (it has a yield): collect the values and return them")
-    if "." in name.rpartition("<locals>.")[2]:
+    if is_method(fn) and not methods:
         raise TypeError(
             f"{decorator} does not go onto the method {name}: move the function to module level and pass it what it "
             "needs of the object as arguments"
         )
     return fn
+
+
+def is_method(fn: FunctionType) -> bool:
+    """Whether the function was written inside a class."""
+    return "." in fn.__qualname__.rpartition("<locals>.")[2]
 
 
 def check_name(name: object, decorator: str) -> None:

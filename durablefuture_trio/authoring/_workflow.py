@@ -16,6 +16,8 @@ from uuid import UUID
 from durablefuture_trio.authoring._children import ChildStart, ChildWorkflow, child_start, target_of
 from durablefuture_trio.authoring._definition import Definition
 from durablefuture_trio.authoring._logging import WorkflowLogger
+from durablefuture_trio.authoring._message_helpers import MessageHelpers
+from durablefuture_trio.authoring._messages import messages_of
 from durablefuture_trio.authoring._runtime import WorkflowInfo, WorkflowRuntime, current_run
 from durablefuture_trio.authoring._signature import Signature, check_function, check_name, enclosing_names
 from durablefuture_trio.authoring._steps import StepHelpers
@@ -59,6 +61,7 @@ class WorkflowDefinition(Definition, Generic[P, R]):
         if isinstance(source, type):
             self.cls = source
             signature = Signature(_run_of(source), "workflow", skip_first=True)
+            messages_of(source)  # refuses doubled names where they are written
             fn = _runner(source)
         else:
             signature = Signature(source, "workflow")
@@ -103,6 +106,12 @@ class WorkflowDefinition(Definition, Generic[P, R]):
             f"`await client.run({self.name}, ...)` or `client.start`; in a unit test, await {self.name}.fn(...)"
         )
 
+    def check_hints(self) -> None:
+        super().check_hints()
+        if self.cls is not None:
+            for message in messages_of(self.cls).values():
+                message.check_hints()
+
     def _restore(self, state: dict[str, Any]) -> None:
         WorkflowDefinition.__init__(self, state["fn"], state["name"])
 
@@ -121,6 +130,13 @@ def _run_of(cls: type) -> FunctionType:
 def _runner(cls: type) -> Callable[..., Coroutine[Any, Any, Any]]:
     async def run(*args: Any) -> Any:
         instance: Any = cls()
+        current = current_run.get()
+        messages = messages_of(cls) if current is not None else {}
+        if current is not None and messages:
+            for message in messages.values():
+                current.add_handler(message, message.bound_to(instance), is_async=message.is_async, owner=instance)
+            # What was there before the run began comes before its first step.
+            await current.handlers_begun()
         return await instance.run(*args)
 
     return run
@@ -170,7 +186,7 @@ class _WorkflowFactory:
         return _define(source, self._name)
 
 
-class WorkflowDecorator(StepHelpers):
+class WorkflowDecorator(StepHelpers, MessageHelpers):
     """``@workflow``, and what the code of a workflow may ask for."""
 
     @overload

@@ -28,7 +28,7 @@ from durablefuture_trio.history.events import (
 from durablefuture_trio.sandbox._asked import AskedCommands
 from durablefuture_trio.sandbox._blocked import RunBlockedError
 from durablefuture_trio.sandbox._calls import CallStimulus, DurableCalls
-from durablefuture_trio.sandbox._endings import as_failure, continuation_in, leaves, only_cancelled
+from durablefuture_trio.sandbox._endings import as_failure, continuation_in, leaves, only_cancelled, stray_cancelled
 from durablefuture_trio.sandbox._guards import Guards
 from durablefuture_trio.sandbox._messages import Messages
 from durablefuture_trio.sandbox._run_calls import RunCalls
@@ -222,6 +222,9 @@ class WorkflowRun(RunMessages, RunCalls):
         else:
             if self._returned:
                 self._complete(result)
+            elif self._cancel_reason is None:
+                # The nursery has taken it for its own.
+                self._fail(stray_cancelled(None))
             else:
                 self._terminal = CancelWorkflow(reason=self._cancel_reason or "")
         self._tell_unfinished()

@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Generator
 from random import Random
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import outcome
 import trio
@@ -36,6 +36,7 @@ from trio._core._ki import KIManager
 from trio._core._run import GLOBAL_RUN_CONTEXT, Runner
 from trio._core._thread_cache import ThreadCache
 
+from durablefuture_trio.errors import SandboxViolationError
 from durablefuture_trio.sandbox._trio_parts import (
     MAX_AWAITS_REFUSED,
     IdleWaiters,
@@ -45,6 +46,8 @@ from durablefuture_trio.sandbox._trio_parts import (
     Wakeup,
     WorkflowClock,
 )
+
+T = TypeVar("T")
 
 
 class RunDropped(BaseException):
@@ -138,6 +141,23 @@ class TrioDriver:
         """Make a synchronous call inside the program, between two steps: it may wake tasks and cancel scopes."""
         with _Stepping(self):
             call()
+
+    def look(self, question: Callable[[], T]) -> T:
+        """Ask something of the program between two steps, also after its end.
+
+        Raises:
+            SandboxViolationError: the question woke a task, started one, or moved a deadline.
+        """
+        with _Stepping(self):
+            runner = GLOBAL_RUN_CONTEXT.runner = self._runner
+            before = (len(runner.runq), len(runner.tasks), runner.deadlines.next_deadline())
+            answer = question()
+            if (len(runner.runq), len(runner.tasks), runner.deadlines.next_deadline()) != before:
+                raise SandboxViolationError(
+                    "a query or a validator only looks at what the run holds, but it woke or started a task, or moved "
+                    "a deadline: do that in the handler of a signal or an update"
+                )
+            return answer
 
     def step(self, now: float) -> None:
         """Move the clock to `now` and run until nothing can run any more. Deadlines up to `now` expire.
