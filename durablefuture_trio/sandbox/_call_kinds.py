@@ -12,7 +12,15 @@ from durablefuture_trio.authoring._children import ChildCall
 from durablefuture_trio.authoring._futures import DurableCall
 from durablefuture_trio.codec.payload import Failure, Payload
 from durablefuture_trio.engine.commands import CancelActivity, CancelChild
-from durablefuture_trio.errors import ActivityError, ChildWorkflowError, DurableFutureError
+from durablefuture_trio.errors import (
+    ActivityError,
+    ChildWorkflowError,
+    DurableFutureError,
+    RequestFailedError,
+    WorkflowCancelledError,
+    WorkflowError,
+    WorkflowTerminatedError,
+)
 from durablefuture_trio.history.events import (
     ActivityCancelled,
     ActivityCompleted,
@@ -183,7 +191,7 @@ class ChildWorkflowCall(Call, ChildCall):
         return None, self._error(reason, stimulus.failure)
 
     def _error(self, reason: str, failure: Failure | None) -> ChildWorkflowError:
-        cause = None if failure is None else codec.exception_of(failure)
+        cause = None if failure is None else _rebuilt(failure, self.workflow_id, self.run_id)
         words = {"not_started": "could not be started", "timed_out": "timed out", "failed": "failed"}
         error = ChildWorkflowError(
             f"child workflow {self.name!r} ({self.workflow_id}) {words.get(reason, f'was {reason}')}"
@@ -208,19 +216,36 @@ class StartCall(Call):
 class ExternalCall(Call):
     """A signal or a cancel for another workflow. Once recorded it cannot be called back: the caller leaves at once."""
 
-    __slots__ = ()
+    __slots__ = ("run_id", "workflow_id")
 
-    kind = "request to workflow"
+    kind = "request to another workflow"
     abandon = True
+
+    def __init__(self, calls: CallOwner, number: int, name: str, source: str, *, workflow_id: str, run_id: str) -> None:
+        super().__init__(calls, number, name, None, source)
+        self.workflow_id = workflow_id
+        self.run_id = run_id
 
     def settlement(self, stimulus: ExternalResolved) -> Settlement:
         """As `ActivityCall.settlement`."""
         if stimulus.failure is None:
             return None, None
-        error = codec.exception_of(stimulus.failure)
+        error = _rebuilt(stimulus.failure, self.workflow_id, self.run_id)
         if not isinstance(error, DurableFutureError):
-            error = DurableFutureError(f"{self.name} failed: {error}")
+            error = RequestFailedError(f"{self.name} failed: {error}")
         return None, error
+
+
+def _rebuilt(failure: Failure, workflow_id: str, run_id: str) -> BaseException:
+    """The exception a record is rebuilt as. Owners word what became of a workflow without naming it: that is the
+    caller's knowledge."""
+    error = codec.exception_of(failure)
+    if not isinstance(error, WorkflowError) or hasattr(error, "workflow_id"):
+        return error
+    attributes = {"workflow_id": workflow_id, "run_id": run_id}
+    if isinstance(error, WorkflowCancelledError | WorkflowTerminatedError):
+        attributes["reason"] = error.message
+    return type(error)(error.message, **attributes)
 
 
 def says_nothing(error: DurableFutureError | None) -> bool:

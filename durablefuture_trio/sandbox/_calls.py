@@ -150,7 +150,8 @@ class DurableCalls:
         """
         _check_limit(len(self._requests), MAX_PENDING_REQUESTS, "requests to other workflows")
         number, source = self._next()
-        call = ExternalCall(self, number, f"{kind} {name} for {workflow_id}".replace("  ", " "), None, source)
+        what = f"{kind} {name}".strip() + f" for {workflow_id}"
+        call = ExternalCall(self, number, what, source, workflow_id=workflow_id, run_id=run_id)
         self._requests[number] = call
         command = RequestExternal(
             call=number,

@@ -16,13 +16,21 @@ from durablefuture_trio import codec
 from durablefuture_trio.codec.payload import Failure
 from durablefuture_trio.engine.commands import Command
 from durablefuture_trio.engine.decide import decide_command
-from durablefuture_trio.history.commit import Commit, encode_commit
+from durablefuture_trio.errors import HistoryError
+from durablefuture_trio.history.commit import Commit, decode_commit, encode_commit
 from durablefuture_trio.history.events import (
     ActivityCancelled,
     ActivityCompleted,
     ActivityFailed,
+    ChildCompleted,
+    ChildEnd,
+    ChildFailed,
+    ChildStarted,
+    ChildStartFailed,
     Event,
+    ExternalResolved,
     FailureReason,
+    MarkerRecorded,
     Stimulus,
     TimerFired,
     WorkflowStarted,
@@ -127,6 +135,29 @@ class Story:
     def cancelled(self, call: int, *, after: float = 0.0) -> list[Command]:
         return self.apply(ActivityCancelled(id=self.next_id, at=self.at + after, activity_id=call, attempt=1))
 
+    def child_started(self, call: int, run_id: str = "child-run", *, after: float = 0.0) -> list[Command]:
+        return self.apply(ChildStarted(id=self.next_id, at=self.at + after, call=call, run_id=run_id))
+
+    def child_start_failed(
+        self, call: int, message: str = "in use", *, error: str = "WorkflowAlreadyStartedError"
+    ) -> list[Command]:
+        failure = Failure(type=error, message=message)
+        return self.apply(ChildStartFailed(id=self.next_id, at=self.at, call=call, failure=failure))
+
+    def child_completed(self, call: int, result: Any = None, *, after: float = 0.0) -> list[Command]:
+        return self.apply(
+            ChildCompleted(id=self.next_id, at=self.at + after, call=call, result=codec.encode_value(result))
+        )
+
+    def child_failed(
+        self, call: int, message: str = "no", *, how: ChildEnd = "failed", after: float = 0.0
+    ) -> list[Command]:
+        failure = Failure(type="ValueError", message=message)
+        return self.apply(ChildFailed(id=self.next_id, at=self.at + after, call=call, how=how, failure=failure))
+
+    def external_resolved(self, call: int, failure: Failure | None = None) -> list[Command]:
+        return self.apply(ExternalResolved(id=self.next_id, at=self.at, call=call, failure=failure))
+
     def fire(self, *, late: float = 0.0) -> list[Command]:
         """The next timer fires."""
         assert self.wake_at is not None
@@ -169,8 +200,11 @@ class Story:
 
     def replay(self, host: Host | None = None, bodies: Sequence[bytes] | None = None) -> Loaded | Blocked:
         """Load the history, into this host or another one."""
+        commits = tuple(bodies or self.bodies())
+        events = [event for body in commits for event in events_in(body)]
+        patches = tuple(sorted({event.patch for event in events if isinstance(event, MarkerRecorded)}))
         self.frames = (host or self.host).handle(
-            LoadRun(exchange=1, run_id=self.run_id, commits=tuple(bodies or self.bodies()), first=True, last=True)
+            LoadRun(exchange=1, run_id=self.run_id, commits=commits, first=True, last=True, patches=patches)
         )
         (answer,) = [frame for frame in self.frames if isinstance(frame, Loaded | Blocked)]
         return answer
@@ -181,6 +215,14 @@ def event_of(command: Command, event_id: int, at: float) -> Event:
     state = RunState.__new__(RunState)
     state.last_event_id = event_id - 1
     return decide_command(state, command, at)
+
+
+def events_in(body: bytes) -> tuple[Event, ...]:
+    """The events of a commit as stored; none if it cannot be read."""
+    try:
+        return decode_commit(body, subject="test", sequence=1).events
+    except HistoryError:
+        return ()
 
 
 def body_of(run_id: str, events: Sequence[Event], *, number: int, finished: bool = True) -> bytes:
