@@ -3,7 +3,13 @@
 from durablefuture_trio.client._client import Client, StartOptions, open_client
 from durablefuture_trio.client._connect import connect
 from durablefuture_trio.client._handle import WorkflowHandle
-from durablefuture_trio.client._records import HistoryEvent, PendingActivity, WorkflowDescription
+from durablefuture_trio.client._records import (
+    HistoryEvent,
+    PendingActivity,
+    PendingChild,
+    PendingUpdate,
+    WorkflowDescription,
+)
 from durablefuture_trio.client._status import MemberStatus, NamespaceStatus, ShardStatus
 
 __all__ = [
@@ -12,6 +18,8 @@ __all__ = [
     "MemberStatus",
     "NamespaceStatus",
     "PendingActivity",
+    "PendingChild",
+    "PendingUpdate",
     "ShardStatus",
     "StartOptions",
     "WorkflowDescription",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, TypeVarTuple, overload
 
 from durablefuture_trio._ids import MAX_ID_BYTES, new_id
 from durablefuture_trio.client._answers import query_result, refusal, update_result
@@ -20,7 +20,9 @@ from durablefuture_trio.protocol.envelope import Answer, CancelRequest, SignalRe
 from durablefuture_trio.protocol.loading import NumberedCommit
 from durablefuture_trio.protocol.projection import standing_record
 
+R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+Ts = TypeVarTuple("Ts")
 
 
 class WorkflowHandle(Generic[R_co]):
@@ -68,7 +70,13 @@ class WorkflowHandle(Generic[R_co]):
         result: R_co = result_of(self._id, closing, self._result_type)
         return result
 
-    async def signal(self, signal: Any, *args: Any, request_id: str | None = None) -> None:
+    @overload
+    async def signal(self, signal: str, *args: Any, request_id: str | None = ...) -> None: ...
+    @overload
+    async def signal(self, signal: Callable[[*Ts], Any], *args: *Ts, request_id: str | None = ...) -> None: ...
+    async def signal(  # type: ignore[misc]  # mypy does not accept *args: Any as an implementation of *args: *Ts
+        self, signal: Any, *args: Any, request_id: str | None = None
+    ) -> None:
         """Send the workflow a signal. Returns when that is recorded: it will not be lost, whenever its handler runs.
 
         Args:
@@ -95,7 +103,19 @@ class WorkflowHandle(Generic[R_co]):
         if answer.answer != "applied":
             raise refusal(answer, f"signal {message.name!r}", self._id)
 
-    async def update(self, update: Any, *args: Any, update_id: str | None = None, result_type: Any = Any) -> Any:
+    @overload
+    async def update(self, update: str, *args: Any, update_id: str | None = ..., result_type: type[R]) -> R: ...
+    @overload
+    async def update(self, update: str, *args: Any, update_id: str | None = ..., result_type: Any = ...) -> Any: ...
+    @overload
+    async def update(
+        self, update: Callable[[*Ts], Coroutine[Any, Any, R]], *args: *Ts, update_id: str | None = ...
+    ) -> R: ...
+    @overload
+    async def update(self, update: Callable[[*Ts], R], *args: *Ts, update_id: str | None = ...) -> R: ...
+    async def update(  # type: ignore[misc]  # as for signal
+        self, update: Any, *args: Any, update_id: str | None = None, result_type: Any = Any
+    ) -> Any:
         """Have the workflow carry out an update, and wait for what its handler returns.
 
         Cancelling the wait does not take the update back: it may be carried out.
@@ -128,7 +148,15 @@ class WorkflowHandle(Generic[R_co]):
         )
         return update_result(answer, message.name, update_id, self._id, message.result_type)
 
-    async def query(self, query: Any, *args: Any, result_type: Any = Any) -> Any:
+    @overload
+    async def query(self, query: str, *args: Any, result_type: type[R]) -> R: ...
+    @overload
+    async def query(self, query: str, *args: Any, result_type: Any = ...) -> Any: ...
+    @overload
+    async def query(self, query: Callable[[*Ts], R], *args: *Ts) -> R: ...
+    async def query(  # type: ignore[misc]  # as for signal
+        self, query: Any, *args: Any, result_type: Any = Any
+    ) -> Any:
         """Ask the workflow something. Nothing is recorded, and a closed run answers too. It has seen every signal that
         was acknowledged before.
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import msgspec
 
+from durablefuture_trio.authoring._messages import MessageDefinition
 from durablefuture_trio.codec import decode_arguments, encode_arguments
 from durablefuture_trio.codec.payload import Payload
 from durablefuture_trio.errors import PayloadError
 from durablefuture_trio.history.events import CarriedSignal
 
 Kind = Literal["signal", "query", "update"]
-_KINDS: tuple[str, ...] = get_args(Kind)
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -35,9 +35,8 @@ def message_of(kind: Kind, ref: Any, args: Sequence[Any], result_type: Any = Any
         if not ref:
             raise TypeError(f"the name of a {kind} must not be empty")
         return Message(ref, encode_arguments(tuple(args)), result_type)
-    found = getattr(ref, "kind", None)
-    if found != kind:
-        raise TypeError(_wrong_kind(kind, ref, found))
+    if not isinstance(ref, MessageDefinition) or ref.kind != kind:
+        raise TypeError(_wrong_kind(kind, ref))
     arguments = encode_arguments(ref.signature.bind(tuple(args), {}))
     hints = ref.parameter_hints
     try:
@@ -51,9 +50,9 @@ def message_of(kind: Kind, ref: Any, args: Sequence[Any], result_type: Any = Any
     return Message(ref.name, arguments, ref.result_hint if result_type is Any else result_type)
 
 
-def _wrong_kind(kind: Kind, ref: Any, found: Any) -> str:
-    if found in _KINDS:
-        return f"{ref.name} is a {found}, not a {kind}: send it with the handle's {found}()"
+def _wrong_kind(kind: Kind, ref: object) -> str:
+    if isinstance(ref, MessageDefinition):
+        return f"{ref.name} is declared with @workflow.{ref.kind}: send it with {ref.kind}(), not with {kind}()"
     return (
         f"{ref!r} is no {kind}: give what @workflow.{kind} made of a function (or of a method, as MyWorkflow.method), "
         "or its name as a string"

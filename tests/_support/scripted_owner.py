@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import trio
 
 from durablefuture_trio._ids import new_id
 from durablefuture_trio.codec import encode_value
-from durablefuture_trio.engine.requests import Answer, StartRequest, TerminateRequest
+from durablefuture_trio.codec.payload import Failure, Payload
+from durablefuture_trio.engine.requests import Answer, Envelope, StartRequest, TerminateRequest
 from durablefuture_trio.history.commit import Commit, encode_commit
 from durablefuture_trio.history.events import (
     TERMINAL_EVENTS,
@@ -19,13 +21,34 @@ from durablefuture_trio.history.events import (
     WorkflowCompleted,
     WorkflowStarted,
 )
-from durablefuture_trio.ports.broker import Append, Broker, Reader
-from durablefuture_trio.protocol.envelope import ClosedHint, Inbound, encode_answer, encode_hint, inbound
+from durablefuture_trio.ports.broker import Append, Broker, Message, Reader
+from durablefuture_trio.protocol.envelope import (
+    ClosedHint,
+    Inbound,
+    QueryRequest,
+    decode_query,
+    encode_answer,
+    encode_hint,
+    inbound,
+)
 from durablefuture_trio.protocol.projection import Projection, ProjectionRecord
 from durablefuture_trio.protocol.subjects import Subjects
 
 _PATIENCE_S = 600.0
 """Of virtual time: a request that does not come fails the test instead of letting time run on for ever."""
+
+E = TypeVar("E", bound=Envelope)
+
+
+class Questions:
+    """The queries that arrive."""
+
+    def __init__(self, messages: trio.MemoryReceiveChannel[Message]) -> None:
+        self._messages = messages
+
+    async def next(self) -> QueryRequest:
+        with trio.fail_after(_PATIENCE_S):
+            return decode_query((await self._messages.receive()).body)
 
 
 class ScriptedOwner:
@@ -47,20 +70,44 @@ class ScriptedOwner:
                     self._waiting.append(inbound(delivery))
         return self._waiting.pop(0)
 
-    async def start_request(self) -> tuple[Inbound, StartRequest]:
+    async def request_of(self, kind: type[E]) -> tuple[Inbound, E]:
+        """The next inbox message, which has to be of this kind."""
         message = await self.request()
-        assert isinstance(message.envelope, StartRequest)
+        assert isinstance(message.envelope, kind)
         return message, message.envelope
+
+    async def start_request(self) -> tuple[Inbound, StartRequest]:
+        return await self.request_of(StartRequest)
 
     async def terminate_request(self) -> tuple[Inbound, TerminateRequest]:
-        message = await self.request()
-        assert isinstance(message.envelope, TerminateRequest)
-        return message, message.envelope
+        return await self.request_of(TerminateRequest)
 
-    def answer(self, message: Inbound, answer: str, run_id: str = "", words: str = "") -> None:
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[Questions]:
+        """Be subscribed to the queries of the shard."""
+        async with self._broker.listen(self._subjects.queries(0)) as messages:
+            yield Questions(messages)
+
+    def answer(
+        self,
+        message: Inbound | QueryRequest,
+        answer: str,
+        run_id: str = "",
+        words: str = "",
+        *,
+        result: Payload | None = None,
+        failure: Failure | None = None,
+    ) -> None:
         """Tell the client what was decided."""
-        body = encode_answer(Answer(request_id=message.request_id, answer=answer, run_id=run_id, message=words))
-        self._broker.tell(message.reply, body)
+        decided = Answer(
+            request_id=message.request_id,
+            answer=answer,
+            run_id=run_id,
+            message=words,
+            result=result,
+            failure=failure,
+        )
+        self._broker.tell(message.reply, encode_answer(decided))
 
     async def commit(
         self,

@@ -17,6 +17,16 @@ from durablefuture_trio.history.events import (
     ActivityCompleted,
     ActivityFailed,
     ActivityScheduled,
+    CallerRecord,
+    CancelRequested,
+    ChildCancelRequested,
+    ChildCompleted,
+    ChildInitiated,
+    ChildStarted,
+    ContinuedAsNew,
+    UpdateAccepted,
+    UpdateCompleted,
+    WorkflowCancelled,
     WorkflowTerminated,
 )
 from durablefuture_trio.history.options import ActivityOptionsRecord
@@ -166,6 +176,73 @@ async def test_a_description_tells_what_is_pending_and_why(world: World) -> None
         105.0,
         "",
     )
+
+
+async def test_a_description_tells_of_children_updates_and_a_cancel(world: World) -> None:
+    parent = CallerRecord("shop-1", "run-7", 4)
+    first = msgspec.structs.replace(
+        started(REQUEST, "run-2", "first"), parent=parent, attempt=2, continued_from="run-1", not_before=160.0
+    )
+
+    def initiated(event_id: int, call: int) -> ChildInitiated:
+        return ChildInitiated(
+            id=event_id,
+            at=100.0 + event_id,
+            call=call,
+            workflow_id=f"pay-{call}",
+            workflow="payment",
+            arguments=encode_arguments(()),
+        )
+
+    await world.owner.commit(
+        "order-1", "run-2", first, initiated(2, 1), initiated(3, 2), initiated(4, 3), initiated(5, 4)
+    )
+    await world.owner.commit(
+        "order-1",
+        "run-2",
+        ChildStarted(id=6, at=106.0, call=1, run_id="run-p1"),
+        ChildStarted(id=7, at=106.0, call=3, run_id="run-p3"),
+        ChildStarted(id=8, at=106.0, call=4, run_id="run-p4"),
+        ChildCompleted(id=9, at=106.0, call=4, result=encode_value(None)),
+        ChildCancelRequested(id=10, at=106.0, call=3),
+        UpdateAccepted(id=11, at=107.0, update_id="u-1", name="rename", arguments=encode_arguments(())),
+        UpdateAccepted(id=12, at=107.0, update_id="u-2", name="rename", arguments=encode_arguments(())),
+        UpdateCompleted(id=13, at=107.0, update_id="u-1", result=encode_value(None)),
+        CancelRequested(id=14, at=108.0, reason="enough"),
+    )
+    description = await world.client.handle("order-1").describe()
+    assert [(child.workflow_id, child.run_id, child.phase) for child in description.pending_children] == [
+        ("pay-1", "run-p1", "running"),
+        ("pay-2", "", "starting"),
+        ("pay-3", "run-p3", "cancelling"),
+    ]
+    assert [(child.call, child.workflow, child.initiated_at) for child in description.pending_children][1] == (
+        2,
+        "payment",
+        103.0,
+    )
+    (update,) = description.pending_updates
+    assert (update.update_id, update.update, update.accepted_at) == ("u-2", "rename", 107.0)
+    assert (description.is_cancelled, description.cancel_reason) == (True, "enough")
+    assert (description.parent_workflow_id, description.parent_run_id) == ("shop-1", "run-7")
+    assert (description.attempt, description.continued_from, description.not_before) == (2, "run-1", 160.0)
+    assert description.continued_in == ""
+
+
+async def test_a_closed_run_has_nothing_pending_and_names_the_run_that_continues_it(world: World) -> None:
+    update = UpdateAccepted(id=2, at=100.5, update_id="u", name="rename", arguments=encode_arguments(()))
+    await world.owner.commit("order-1", "run-1", started(REQUEST, "run-1", "first"), update)
+    end = ContinuedAsNew(id=3, at=101.0, next_run_id="run-2", workflow="order", arguments=REQUEST.arguments)
+    await world.owner.commit("order-1", "run-2", end, started(REQUEST, "run-2", ""))
+    description = await world.client.handle("order-1", run_id="run-1").describe()
+    assert (description.status, description.continued_in) == ("continued", "run-2")
+    assert (description.pending_updates, description.pending_children) == ((), ())
+
+
+async def test_a_cancelled_run_is_described_as_such(world: World) -> None:
+    await world.owner.commit("order-1", "run-1", started(REQUEST, "run-1", "first"))
+    await world.owner.close("order-1", "run-1", WorkflowCancelled(id=2, at=101.0))
+    assert (await world.client.handle("order-1").describe()).status == "cancelled"
 
 
 async def test_a_description_says_why_a_run_is_blocked(world: World) -> None:

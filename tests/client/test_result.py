@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import pytest
 import trio
 
@@ -13,14 +15,26 @@ from durablefuture_trio.codec import encode_value, failure_of
 from durablefuture_trio.engine.requests import StartRequest
 from durablefuture_trio.errors import (
     ApplicationError,
+    ChildWorkflowError,
     PayloadError,
+    WorkflowCancelledError,
     WorkflowFailedError,
     WorkflowNotFoundError,
     WorkflowTerminatedError,
     WorkflowTimedOutError,
 )
-from durablefuture_trio.history.events import Terminal, WorkflowFailed, WorkflowTerminated, WorkflowTimedOut
+from durablefuture_trio.history.events import (
+    ContinuedAsNew,
+    HistoryLimitExceeded,
+    Terminal,
+    WorkflowCancelled,
+    WorkflowFailed,
+    WorkflowStarted,
+    WorkflowTerminated,
+    WorkflowTimedOut,
+)
 from durablefuture_trio.memory_broker import ReadFate
+from durablefuture_trio.ports.broker import Stored
 from durablefuture_trio.protocol.projection import ProjectionRecord
 from tests._support.scripted_owner import completed, started
 from tests.client.conftest import World
@@ -157,6 +171,13 @@ async def test_reads_that_are_not_answered_are_repeated(world: World) -> None:
     [
         (WorkflowTerminated(id=2, at=101.0, reason="wrong order"), WorkflowTerminatedError, "terminated: wrong order"),
         (WorkflowTimedOut(id=2, at=101.0), WorkflowTimedOutError, "execution deadline"),
+        (WorkflowCancelled(id=2, at=101.0, reason="enough"), WorkflowCancelledError, "cancelled: enough"),
+        (WorkflowCancelled(id=2, at=101.0), WorkflowCancelledError, "cancelled: no reason was given"),
+        (
+            HistoryLimitExceeded(id=2, at=101.0, limit=50),
+            WorkflowFailedError,
+            "more than 50 events: .* continue as new",
+        ),
     ],
 )
 async def test_a_run_ended_from_outside_is_an_error_with_its_ids(
@@ -179,6 +200,124 @@ async def test_what_the_workflow_raised_is_the_cause(world: World) -> None:
     assert isinstance(cause, ApplicationError)
     assert cause.type == "Declined"
     assert caught.value.__cause__ is cause
+
+
+async def test_what_a_cancelled_workflow_was_told_is_an_attribute(world: World) -> None:
+    handle = await begin_run(world)
+    await world.owner.close("order-1", "run-1", WorkflowCancelled(id=2, at=101.0, reason="enough"))
+    with pytest.raises(WorkflowCancelledError) as caught:
+        await handle.result()
+    assert caught.value.reason == "enough"
+
+
+async def test_the_failure_of_a_child_comes_back_as_such_with_its_cause(world: World) -> None:
+    handle = await begin_run(world)
+    declined = ApplicationError("card declined", type="Declined")
+    failure = failure_of(ChildWorkflowError("child 'pay-1' failed", workflow_id="pay-1", cause=declined))
+    await world.owner.close("order-1", "run-1", WorkflowFailed(id=2, at=101.0, failure=failure))
+    with pytest.raises(WorkflowFailedError, match="ChildWorkflowError: child 'pay-1' failed") as caught:
+        await handle.result()
+    child = caught.value.cause
+    assert isinstance(child, ChildWorkflowError)
+    assert child.workflow_id == "pay-1"
+    assert isinstance(child.cause, ApplicationError)
+    assert child.cause.type == "Declined"
+
+
+# --- runs that go on in others ----------------------------------------------------------------------------------------
+
+
+def next_run(run_id: str, before: str, first: str = "run-1") -> WorkflowStarted:
+    event = started(REQUEST, run_id, "")
+    return msgspec.structs.replace(event, first_run_id=first, continued_from=before)
+
+
+async def continue_run(world: World, before: str, run_id: str, *, hint: bool = True) -> None:
+    """One commit closes a run and begins the one that continues it."""
+    end = ContinuedAsNew(id=2, at=101.0, next_run_id=run_id, workflow="order", arguments=REQUEST.arguments)
+    n = await world.owner.commit("order-1", run_id, end, next_run(run_id, before))
+    if hint:
+        world.owner.hint("order-1", before, end, n)
+
+
+async def test_the_result_is_that_of_the_run_that_continues(world: World) -> None:
+    handle = await begin_run(world)
+    await continue_run(world, "run-1", "run-2")
+    await continue_run(world, "run-2", "run-3")
+    await world.owner.close("order-1", "run-3", completed({"number": 3}))
+    with trio.fail_after(1):
+        assert await handle.result() == Receipt(3)
+        assert await world.client.handle("order-1", order, run_id="run-2").result() == Receipt(3)
+        assert await world.client.handle("order-1", order).result() == Receipt(3)
+
+
+@pytest.mark.parametrize("hint", [True, False])
+async def test_a_waiter_goes_on_with_the_run_that_continues(world: World, hint: bool) -> None:
+    handle = await begin_run(world)
+
+    async def wait() -> None:
+        with trio.fail_after(12 if hint else 40):
+            assert await handle.result() == Receipt(3)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        for number in (1, 2, 3):
+            await trio.sleep(3)
+            await continue_run(world, f"run-{number}", f"run-{number + 1}", hint=hint)
+        await trio.sleep(1)
+        await world.owner.close("order-1", "run-4", completed({"number": 3}), hint=hint)
+
+
+async def test_run_waits_for_the_run_that_continues_by_hints_alone(world: World) -> None:
+    async def run() -> None:
+        with trio.fail_after(1):
+            assert await world.client.run(order, "Bob", id="order-1") == Receipt(3)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        message, _ = await world.owner.start_request()
+        await world.owner.begin(message, "run-1")
+        await continue_run(world, "run-1", "run-2")
+        world.owner.hint("order-1", "run-2", completed({"number": 3}))
+
+
+async def test_a_failed_attempt_is_not_the_result_when_the_workflow_is_tried_again(world: World) -> None:
+    handle = await begin_run(world)
+    failed = WorkflowFailed(id=2, at=101.0, failure=failure_of(ValueError("no")), next_run_id="run-2")
+    await world.owner.commit("order-1", "run-2", failed, next_run("run-2", "run-1"))
+    failed = WorkflowFailed(id=2, at=101.0, failure=failure_of(ValueError("never")))
+    await world.owner.close("order-1", "run-2", failed)
+    with pytest.raises(WorkflowFailedError, match="never") as caught, trio.fail_after(1):
+        await handle.result()
+    assert caught.value.run_id == "run-2"
+
+
+async def test_a_run_started_anew_under_the_same_id_is_not_waited_for(world: World) -> None:
+    handle = await begin_run(world)
+    await continue_run(world, "run-1", "run-2")
+    await world.owner.close("order-1", "run-2", completed({"number": 2}))
+    await begin_run(world, "run-3")
+    await world.owner.close("order-1", "run-3", completed({"number": 3}))
+    with trio.fail_after(1):
+        assert await handle.result() == Receipt(2)
+
+
+async def test_the_end_of_a_long_chain_is_found_without_reading_all_of_it(world: World) -> None:
+    handle = await begin_run(world)
+    for number in range(1, 200):
+        await continue_run(world, f"run-{number}", f"run-{number + 1}", hint=False)
+    await world.owner.close("order-1", "run-200", completed({"number": 3}))
+    reads = 0
+    original = world.broker.many
+
+    async def counting_many(stream: str, subjects: Sequence[str]) -> list[Stored]:
+        nonlocal reads
+        reads += 1
+        return await original(stream, subjects)
+
+    world.broker.many = counting_many  # type: ignore[method-assign]
+    assert await handle.result() == Receipt(3)
+    assert reads < 5
 
 
 async def test_a_result_of_another_type_is_an_error_that_says_where(world: World) -> None:

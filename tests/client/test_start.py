@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from datetime import timedelta
 from typing import Unpack
 
@@ -19,7 +20,8 @@ from durablefuture_trio.errors import (
     RequestFailedError,
     WorkflowAlreadyStartedError,
 )
-from durablefuture_trio.history.events import RequestRecord, WorkflowTerminated
+from durablefuture_trio.history.events import RequestRecord, SignalReceived, WorkflowTerminated
+from durablefuture_trio.history.options import RetryPolicy
 from durablefuture_trio.memory_broker import AppendFate
 from tests._support.scripted_owner import completed, nothing_arrives, started
 from tests.client.conftest import World
@@ -28,6 +30,11 @@ from tests.client.conftest import World
 @workflow
 async def order(customer: str, quantity: int = 1) -> str:
     return f"{customer} {quantity}"
+
+
+@workflow.signal
+def approve(approver: str, level: int = 1) -> None:
+    pass
 
 
 @workflow(name="billing")
@@ -103,6 +110,77 @@ async def test_the_options_travel_with_the_request(world: World) -> None:
         await world.owner.begin(message, "run-1")
 
 
+async def test_a_delayed_start_says_when_its_code_may_begin_and_the_timeout_counts_from_then(world: World) -> None:
+    before = time.time()
+    async with trio.open_nursery() as nursery:
+        await start_in_background(
+            world, nursery, id="order-1", start_delay=timedelta(hours=1), execution_timeout=60, request_id="mine"
+        )
+        message, request = await world.owner.start_request()
+        assert request.not_before is not None
+        assert request.execution_deadline is not None
+        assert 3600 <= request.not_before - before <= 3660
+        assert request.execution_deadline == pytest.approx(request.not_before + 60)
+        await world.owner.begin(message, "run-1")
+
+
+async def test_a_start_carries_its_first_signal_and_its_retry_policy(world: World) -> None:
+    policy = RetryPolicy(maximum_attempts=3)
+    async with trio.open_nursery() as nursery:
+        await start_in_background(
+            world,
+            nursery,
+            id="order-1",
+            id_conflict_policy="use_existing",
+            start_signal=(approve, ("Ann",)),
+            retry_policy=policy,
+        )
+        message, request = await world.owner.start_request()
+        assert request.signal is not None
+        assert request.signal.name == "approve"
+        assert decode_arguments(request.signal.arguments, (str, int)) == ("Ann", 1)
+        assert (request.retry_policy, request.not_before, request.conflict) == (policy, None, "use_existing")
+        await world.owner.begin(message, "run-1")
+
+
+async def test_h20_a_lost_answer_to_a_start_that_signalled_the_open_run_is_found_in_its_history(world: World) -> None:
+    request = StartRequest(workflow_id="order-1", workflow="order", arguments=completed([]).result)
+    await world.owner.commit("order-1", "run-0", started(request, "run-0", "first"))
+    async with trio.open_nursery() as nursery:
+        handles = await start_in_background(
+            world,
+            nursery,
+            within=4.0,
+            id="order-1",
+            id_conflict_policy="use_existing",
+            start_signal=("approve", ()),
+            request_id="mine",
+        )
+        _, request = await world.owner.start_request()
+        assert request.signal is not None
+        signal = SignalReceived(id=2, at=100.5, name="approve", arguments=request.signal.arguments, request_id="mine")
+        await world.owner.commit("order-1", "run-0", signal)
+    assert handles[0].run_id == "run-0"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"start_signal": "approve"}, "a signal and a tuple of its arguments"),
+        ({"start_signal": (approve, "Ann")}, "a signal and a tuple of its arguments"),
+        ({"start_signal": (order, ("Ann",))}, "is no signal"),
+        ({"start_signal": (approve, ())}, "missing argument 'approver'"),
+        ({"retry_policy": 3}, "must be a RetryPolicy"),
+    ],
+)
+async def test_an_option_of_another_type_is_refused_before_anything_is_sent(
+    world: World, options: dict[str, object], words: str
+) -> None:
+    with pytest.raises(TypeError, match=words):
+        await world.client.start(order, "Bob", **options)  # type: ignore[call-overload]
+    assert world.published() == []
+
+
 async def test_a_decorated_class_is_started_by_its_name(world: World) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: world.client.start(Billing, 2.5, id="bill"))
@@ -145,6 +223,9 @@ async def test_an_unknown_option_is_refused_and_the_known_ones_are_named(world: 
         {"id_conflict_policy": "maybe"},
         {"id_reuse_policy": "maybe"},
         {"execution_timeout": 0},
+        {"start_delay": -1},
+        {"start_delay": math.inf},
+        {"start_delay": math.nan},
         {"id": "a\nb"},
         {"id": ""},
     ],
