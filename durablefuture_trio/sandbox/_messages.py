@@ -200,7 +200,10 @@ class Messages:
         """Let go of everything: the run is dropped."""
         self._handlers.clear()
         self._validators.clear()
+        # They lead back here, round in circles.
         self._nursery = None
+        self._context = Context()
+        del self._run
 
     # --- handlers as tasks --------------------------------------------------------------------------------------------
 

@@ -69,7 +69,6 @@ class WorkflowRun(RunMessages, RunCalls):
         self._arguments: tuple[Any, ...] = ()
         context = contextvars.copy_context()
         context.run(current_run.set, self)
-        self._context = context
         self._driver = TrioDriver(self._main, now=started.at, context=context)
         self._scope = trio.CancelScope()
         self._returned = False

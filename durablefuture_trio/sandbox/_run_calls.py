@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from durablefuture_trio import codec
+from durablefuture_trio._ids import check_workflow_id
 from durablefuture_trio.authoring._children import ChildStart
 from durablefuture_trio.authoring._futures import DurableCall
 from durablefuture_trio.codec.payload import Payload
@@ -81,7 +82,12 @@ class RunCalls:
         return self._calls.child(start, self._child_id)
 
     def _child_id(self, number: int) -> str:
-        return f"{self._started.workflow_id}/{self._started.run_id[:8]}-{number}"
+        workflow_id = f"{self._started.workflow_id}/{self._started.run_id[:8]}-{number}"
+        try:
+            check_workflow_id(workflow_id)
+        except ValueError as error:
+            raise ValueError(f"{error}: give the child an id of its own, workflow.start_child(..., id=...)") from None
+        return workflow_id
 
     async def signal_external(self, workflow_id: str, run_id: str, name: str, arguments: Payload) -> None:
         """Send a signal to another workflow."""

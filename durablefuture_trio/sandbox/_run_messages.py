@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from contextvars import copy_context
+from typing import Any
 
 from durablefuture_trio import codec
 from durablefuture_trio.authoring._messages import MessageDefinition
+from durablefuture_trio.authoring._runtime import current_run
 from durablefuture_trio.codec.payload import Failure, Payload
 from durablefuture_trio.errors import SandboxViolationError
 from durablefuture_trio.history.events import WorkflowStarted
@@ -18,9 +19,6 @@ from durablefuture_trio.sandbox._guards import Guards
 from durablefuture_trio.sandbox._messages import Messages
 from durablefuture_trio.sandbox._sources import source_here
 from durablefuture_trio.sandbox._trio_driver import RunDropped, TrioDriver
-
-if TYPE_CHECKING:
-    from durablefuture_trio.sandbox._deterministic import GuardedRun
 
 MAX_NOTES = 100
 """Notes kept until the host takes them: an activation that has more to say is not listened to."""
@@ -46,7 +44,6 @@ class RunMessages:
     _started: WorkflowStarted
     _closing: bool
     _replaying: bool
-    _context: Context
     _driver: TrioDriver
     _messages: Messages
 
@@ -155,10 +152,12 @@ class RunMessages:
 
     def _ask(self, question: Callable[[], Payload | None]) -> tuple[Payload | None, Failure | None]:
         replaying, self._replaying = self._replaying, False
-        guarded: GuardedRun = self  # type: ignore[assignment]  # what it is as a whole
+        whole: Any = self  # what it is a part of
         try:
-            with Guards(guarded):
-                return self._context.copy().run(self._driver.look, question), None
+            with Guards(whole):
+                context = copy_context()
+                context.run(current_run.set, whole)
+                return context.run(self._driver.look, question), None
         except Exception as error:  # noqa: BLE001 - the answer, whatever it is
             if any(isinstance(leaf, SandboxViolationError) for leaf in leaves(error)):
                 self.spoiled = True
