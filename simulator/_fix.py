@@ -91,10 +91,11 @@ class Fix:
         holes: which holes of the protocol it closes, by number.
         without: what is done instead once it is taken out, in words.
         patches: how it is taken out.
-        caught_by: a part of the anomaly that tells that its hole is open; empty: no life shows it.
+        caught_by: a pattern of the anomaly that tells that its hole is open; empty: no life shows it.
         lives: how many seeds from 0 on it took to see that, when it was measured.
         focus: what makes the situation likelier, if it is rare.
-        focused: the focus in words.
+        world: what else is different in those lives, whether the fix is there or not.
+        focused: focus and world in words.
         remark: what else there is to say, above all about fixes that no life shows.
     """
 
@@ -105,6 +106,7 @@ class Fix:
     caught_by: str = ""
     lives: int = 0
     focus: Focus | None = None
+    world: tuple[Patch, ...] = ()
     focused: str = ""
     remark: str = ""
 
@@ -116,7 +118,15 @@ class Fix:
             StaleSwitch: the product has changed, and the switch with it has to.
         """
         with ExitStack() as stack:
-            for patch in self.patches:
+            for patch in (*self.world, *self.patches):
+                stack.enter_context(patch.applied())
+            yield Parts()
+
+    @contextmanager
+    def in_place(self) -> Iterator[Parts]:
+        """The same circumstances with the fix."""
+        with ExitStack() as stack:
+            for patch in self.world:
                 stack.enter_context(patch.applied())
             yield Parts()
 

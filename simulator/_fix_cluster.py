@@ -11,13 +11,14 @@ import msgspec
 import trio
 
 from durablefuture_trio.client._closing import Closings
+from durablefuture_trio.client._decisions import DecisionSearch
 from durablefuture_trio.client._handle import WorkflowHandle
-from durablefuture_trio.client._requests import Requests, _DecisionSearch
+from durablefuture_trio.client._requests import Requests
 from durablefuture_trio.engine import outputs as out
 from durablefuture_trio.engine.settling import Settling
 from durablefuture_trio.memory_broker import MemoryBroker, MemoryReader
 from durablefuture_trio.ports.broker import Append, AppendOutcome, Conflict, NoAnswer
-from durablefuture_trio.protocol import inbox, lease
+from durablefuture_trio.protocol import lease
 from durablefuture_trio.protocol.committing import CommitLoop, PendingCommit
 from durablefuture_trio.protocol.inbox import open_inbox
 from durablefuture_trio.protocol.lease import Lease, LeaseRecord, LeaseTable, _Seen
@@ -45,38 +46,6 @@ def _see_no_gap(original: Function, self: Any, *args: Any, **others: Any) -> Non
     self._contiguous = False
 
 
-async def _read_on_with_the_same_consumer(original: Function, self: Any, epoch: int) -> None:
-    """A reader that is lost is opened again on the consumer it had."""
-    while True:
-        await original(self, epoch)
-        if self._epoch != epoch or self._is_abandoned or self._reading.cancel_called:
-            return
-
-
-def _spare_own_consumer(original: Function, broker: Any, subjects: Any, shard: int, epoch: int, **others: Any) -> Any:
-    return original(_SparingBroker(broker, inbox.consumer_name(epoch)), subjects, shard, epoch, **others)
-
-
-class _SparingBroker:
-    """A broker that does not show the consumer of this epoch until it is opened."""
-
-    def __init__(self, broker: Any, name: str) -> None:
-        self._broker = broker
-        self._name = name
-        self._is_opened = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._broker, name)
-
-    def open_reader(self, *args: Any, **others: Any) -> Any:
-        self._is_opened = True
-        return self._broker.open_reader(*args, **others)
-
-    async def consumers(self, stream: str) -> Any:
-        found = await self._broker.consumers(stream)
-        return found if self._is_opened else [item for item in found if item.name != self._name]
-
-
 def _capped(original: Function, self: Any, *args: Any, max_ack_pending: int = -1, **others: Any) -> Any:
     return original(self, *args, max_ack_pending=2, **others)
 
@@ -84,12 +53,11 @@ def _capped(original: Function, self: Any, *args: Any, max_ack_pending: int = -1
 async def _without_barrier(original: Function, self: Any, epoch: int) -> None:
     async with self._open_inbox(epoch) as box:
         box.barrier = 0
-        kept, self._open_inbox = self._open_inbox, lambda epoch: _Opened(box)
+        self._open_inbox = lambda epoch: _Opened(box)
         try:
             await original(self, epoch)
         finally:
             del self.__dict__["_open_inbox"]
-            assert kept is not None
 
 
 class _Opened:
@@ -263,6 +231,11 @@ async def _never_look(original: Function, self: Any, *args: Any) -> None:
     await trio.lowlevel.checkpoint()
 
 
+async def _never_look_for_the_end(original: Function, self: Any, workflow_id: str, run_id: str) -> tuple[str, None]:
+    await trio.lowlevel.checkpoint()
+    return run_id, None
+
+
 def _send_once(original: Function, self: Any, request: Any, request_id: str, waiting: Any) -> Callable[[], None]:
     send = original(self, request, request_id, waiting)
     sent = False
@@ -329,15 +302,6 @@ CLUSTER_FIXES: tuple[Fix, ...] = (
         "H6",
         "an owner takes what comes and never asks whether something is missing",
         (Patch(MemoryReader, "__init__", _see_no_gap),),
-    ),
-    Fix(
-        "a lost reader means a new epoch",
-        "H6",
-        "an owner whose link was down goes on with the consumer it had",
-        (
-            Patch(Shard, "_read_until_lost", _read_on_with_the_same_consumer),
-            Patch(inbox, "open_inbox", _spare_own_consumer),
-        ),
     ),
     Fix(
         "no limit of unacknowledged messages",
@@ -451,13 +415,13 @@ CLUSTER_FIXES: tuple[Fix, ...] = (
         "who waits for a decision looks in the history",
         "H20",
         "a client waits for the answer alone",
-        (Patch(_DecisionSearch, "look", _never_look),),
+        (Patch(DecisionSearch, "look", _never_look),),
     ),
     Fix(
         "who waits for a result looks in the history",
         "H20",
         "a client waits for the hint that the run has closed",
-        (Patch(Closings, "_look", _never_look),),
+        (Patch(Closings, "_look", _never_look_for_the_end),),
     ),
     Fix(
         "undecided requests are sent again",

@@ -12,19 +12,49 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import FrameType
 
 from simulator._fix import Fix, Patch, StaleSwitch
 from simulator._fix_cluster import CLUSTER_FIXES
+from simulator._fix_findings import FINDINGS
 from simulator._fix_runs import RUN_FIXES
-from simulator.life import Life
+from simulator.life import PATIENCE_S, Life
 from simulator.scenario import scenario_of
 from simulator.world import World
 
 __all__ = ["FIXES", "Fix", "Search", "StaleSwitch", "live_without", "search"]
 
-FIXES: dict[str, Fix] = {fix.name: fix for fix in (*CLUSTER_FIXES, *RUN_FIXES)}
+
+def _together(name: str, *names: str) -> Fix:
+    """Fixes that cover for each other."""
+    fixes = [fix for fix in (*CLUSTER_FIXES, *RUN_FIXES) if fix.name in names]
+    assert len(fixes) == len(names), f"{name}: not all of {names} exist"
+    return Fix(
+        name,
+        ", ".join(dict.fromkeys(fix.holes for fix in fixes)),
+        "; and ".join(fix.without for fix in fixes),
+        tuple(patch for fix in fixes for patch in fix.patches),
+    )
+
+
+PAIRS = (
+    _together(
+        "gaps, and schedules that are armed again",
+        "a gap in the deliveries means a new epoch",
+        "overdue schedules are armed again",
+    ),
+    _together(
+        "the time of a run, and the server's clock",
+        "the time of a run never goes back",
+        "owners go by the server's clock",
+    ),
+)
+
+FIXES: dict[str, Fix] = {
+    fix.name: replace(fix, **vars(FINDINGS[fix.name])) for fix in (*CLUSTER_FIXES, *RUN_FIXES, *PAIRS)
+}
 """Every fix, by name."""
 
 DEFAULT_SEEDS = 2000
@@ -32,6 +62,9 @@ DEFAULT_SECONDS = 60.0
 
 MAX_TURNS = 400_000
 """Of one life: healthy ones take 10,000 at most, those in which clients wait in vain 150,000."""
+
+LONGEST_S = 20.0
+"""Of a processor, for one life; those in which clients wait in vain take 5."""
 
 CIRCLES = "goes round in circles"
 
@@ -56,62 +89,70 @@ class Search:
     took_s: float
 
 
-def live_without(fix: Fix, seed: int) -> list[str]:
+def live_without(fix: Fix, seed: int, *, patience_s: float = PATIENCE_S) -> list[str]:
     """The anomalies of one life without this fix.
+
+    Args:
+        patience_s: see `Life`.
 
     Raises:
         StaleSwitch: the product has changed so that the switch of the fix does not fit any more.
     """
     with fix.removed() as parts:
-        anomalies = Life(fix.scenario(scenario_of(seed)), parts).live().anomalies
+        anomalies = Life(fix.scenario(scenario_of(seed)), parts, patience_s=patience_s).live().anomalies
     for anomaly in anomalies:
         if _FAULTS_OF_SWITCHES.search(anomaly):
             raise StaleSwitch(f"the switch of {fix.name!r} does not fit the product any more: {anomaly}")
     return anomalies
 
 
-def search(fix: Fix, seeds: Iterable[int], *, seconds: float = DEFAULT_SECONDS) -> Search:
+def search(
+    fix: Fix, seeds: Iterable[int], *, seconds: float = DEFAULT_SECONDS, patience_s: float = PATIENCE_S
+) -> Search:
     """Live without this fix until an anomaly shows, the seeds are used up or the time is over.
 
     Raises:
         StaleSwitch: as `live_without`.
+        AssertionError: the life that shows an anomaly shows one with the fix in place as well.
     """
     began = time.process_time()
+    found = _search(fix, seeds, seconds, patience_s, began)
+    if found.seed is not None:
+        _check_healthy(fix, found.seed, patience_s)
+    return found
+
+
+def _search(fix: Fix, seeds: Iterable[int], seconds: float, patience_s: float, began: float) -> Search:
     lives = 0
     with _Limit(seconds) as limit:
         for seed in seeds:
-            try:
-                limit.turns = 0
-                anomalies = live_without(fix, seed)
-            except _GoesRoundInCircles:
-                anomalies = [CIRCLES]
-            except _OutOfTimeError:
-                break
-            if limit.is_over:
+            anomalies = limit.of_life(partial(live_without, fix, seed, patience_s=patience_s))
+            if anomalies is None:
                 break
             lives += 1
-            if wanted := [anomaly for anomaly in anomalies if fix.caught_by in anomaly]:
+            if wanted := [anomaly for anomaly in anomalies if re.search(fix.caught_by, anomaly)]:
                 return Search(fix, lives, seed, wanted[0], time.process_time() - began)
     return Search(fix, lives, None, "", time.process_time() - began)
 
 
-class _OutOfTimeError(BaseException):
+def _check_healthy(fix: Fix, seed: int, patience_s: float) -> None:
+    with fix.in_place() as parts:
+        anomalies = Life(fix.scenario(scenario_of(seed)), parts, patience_s=patience_s).live().anomalies
+    if anomalies:
+        raise AssertionError(f"seed {seed} shows an anomaly also with {fix.name!r} in place: {anomalies[0]}")
+
+
+class _GivenUpError(BaseException):
     """Not an Exception: nothing that lives may take it for a fault of its own."""
 
 
-class _GoesRoundInCircles(BaseException):
-    """A life does far more than lives do, and comes to no end."""
-
-
 class _Limit:
-    """Ends lives that go round in circles, and the one that goes on when the time is over."""
-
-    PATIENCE_S = 5.0
+    """Ends lives that go round in circles, and the one that goes on when the time is over. In seconds of processor."""
 
     def __init__(self, seconds: float) -> None:
-        self.turns = 0
-        self.is_over = False
         self._over_at = time.process_time() + seconds
+        self._turns = 0
+        self._is_given_up = False
         self._patch = Patch(World, "_run_ready", self._run_ready)
 
     def __enter__(self) -> _Limit:
@@ -119,56 +160,72 @@ class _Limit:
         self._stack.enter_context(self._patch.applied())
         self._stack.callback(signal.signal, signal.SIGPROF, signal.signal(signal.SIGPROF, self._alarm))
         self._stack.callback(signal.setitimer, signal.ITIMER_PROF, 0)
-        # For a life that is caught in one turn. Again and again: whatever it comes up in may swallow the first one.
-        signal.setitimer(signal.ITIMER_PROF, self._over_at - time.process_time() + self.PATIENCE_S, 1.0)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def of_life(self, live: Callable[[], list[str]]) -> list[str] | None:
+        """The anomalies of a life; None: it was not over in time."""
+        self._turns, self._is_given_up = 0, False
+        # For one that is caught in a single turn. Again and again: whatever it comes up in may swallow the first one.
+        signal.setitimer(signal.ITIMER_PROF, LONGEST_S, 1.0)
+        try:
+            anomalies = live()
+        except _GivenUpError:
+            anomalies = []
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        if not self._is_given_up:
+            return anomalies
+        return None if time.process_time() > self._over_at and self._turns < MAX_TURNS else [CIRCLES]
+
     def _run_ready(self, original: Callable[[World], None], world: World) -> None:
-        self.turns += 1
-        if self.turns > MAX_TURNS:
-            raise _GoesRoundInCircles
-        if time.process_time() > self._over_at:
-            self.is_over = True
-            raise _OutOfTimeError
+        self._turns += 1
+        if self._turns > MAX_TURNS or time.process_time() > self._over_at:
+            self._alarm(0, None)
         original(world)
 
     def _alarm(self, number: int, frame: FrameType | None) -> None:
-        self.is_over = True
-        raise _OutOfTimeError
+        self._is_given_up = True
+        raise _GivenUpError
 
 
 def main(arguments: list[str]) -> int:
     """The command; the exit code is 1 if a fix that lives are known to show was not shown."""
     parser = argparse.ArgumentParser(prog="python -m simulator.fixes", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="a fix, or a part of its name or of its holes")
-    parser.add_argument("--seeds", type=int, default=DEFAULT_SEEDS, help="lives for each fix at most")
-    parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS, help="time for each fix at most")
-    parser.add_argument("--markdown", action="store_true", help="print the table of docs/reliability.md")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="a fix, or the number of a hole; all others are left out"
+    )
+    parser.add_argument("--seeds", type=int, default=DEFAULT_SEEDS, help="lives for each fix (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS, help="processor time for each fix")
+    parser.add_argument("--markdown", action="store_true", help="print the table of docs/reliability.md, without lives")
     options = parser.parse_args(arguments)
     chosen = [
         fix
         for fix in FIXES.values()
         if not options.names or any(name == fix.name or name in fix.holes.split(", ") for name in options.names)
     ]
+    if options.markdown:
+        print("\n".join(_table(chosen)))
+        return 0
     missed = 0
     for fix in chosen:
         found = search(fix, range(options.seeds), seconds=options.seconds)
         missed += bool(fix.caught_by) and found.seed is None
-        print(_row(found) if options.markdown else _line(found), flush=True)
+        said = "not shown" if found.seed is None else f"seed {found.seed}: {found.anomaly[:160]}"
+        print(f"{fix.holes or '-':10} {fix.name:55} {found.lives:5} lives {found.took_s:6.1f} s  {said}", flush=True)
     return 1 if missed else 0
 
 
-def _line(found: Search) -> str:
-    fix = found.fix
-    said = "not shown" if found.seed is None else f"seed {found.seed}: {found.anomaly[:160]}"
-    return f"{fix.holes or '-':10} {fix.name:50} {found.lives:5} lives {found.took_s:6.1f} s  {said}"
-
-
-def _row(found: Search) -> str:
-    return ""
+def _table(fixes: list[Fix]) -> list[str]:
+    shown = [fix for fix in fixes if fix.caught_by]
+    covered = [fix for fix in fixes if not fix.caught_by]
+    lines = ["| Fix | Holes | Instead | Lives | More likely there |", "|---|---|---|---|---|"]
+    lines += [f"| {fix.name} | {fix.holes} | {fix.without} | {fix.lives} | {fix.focused} |" for fix in shown]
+    lines += ["", "| Fix | Holes | Instead | Why no life shows it |", "|---|---|---|---|"]
+    lines += [f"| {fix.name} | {fix.holes} | {fix.without} | {fix.remark} |" for fix in covered]
+    return lines
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from simulator.trace import Trace
 from simulator.world import EPOCH, ProcessFailed, SimulatedProcess, World
 
 PATIENCE_S = 3000.0
-"""So long may clients wait, and runs take to end once the faults have stopped: retries back off to 100 s."""
+"""Retries back off to 100 s."""
 
 QUIET_S = 600.0
 """Longer than any timer of a program: one whose schedule could not be taken away fires, and is acknowledged."""
@@ -143,10 +143,19 @@ class Life:
     Args:
         parts: what the supervisors are made of; the table of fixes puts broken ones in.
         keep_trace: whether every message is written down.
+        patience_s: so long may clients wait, and runs take to end once the faults have stopped.
     """
 
-    def __init__(self, scenario: Scenario, parts: Parts | None = None, *, keep_trace: bool = False) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        parts: Parts | None = None,
+        *,
+        keep_trace: bool = False,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         self.scenario = scenario
+        self.patience_s = patience_s
         self.parts = parts or Parts()
         self.registry = Registry.of(DEFINITIONS)
         self.world = World(scenario.seed)
@@ -197,13 +206,14 @@ class Life:
         for disturbance in scenario.disturbances:
             world.scheduler.call_at(EPOCH + disturbance.at, partial(self._disturb, disturbance))
         last = max((it.at + it.seconds for it in scenario.disturbances), default=0.0)
-        world.run(lambda: world.now() >= EPOCH + last and all(it.ended for it in self._clients), patience_s=PATIENCE_S)
+        patience_s = self.patience_s
+        world.run(lambda: world.now() >= EPOCH + last and all(it.ended for it in self._clients), patience_s=patience_s)
         self._make_peace()
-        if not world.run(lambda: all(it.ended for it in self._clients), patience_s=PATIENCE_S):
+        if not world.run(lambda: all(it.ended for it in self._clients), patience_s=patience_s):
             waiting = [it.name for it in self._clients if not it.ended]
             self._anomalies.append(f"clients still wait: {waiting}; runs still open: {self._open_runs()}")
             return
-        if not self._slices(PATIENCE_S, lambda: not self._open_runs()):
+        if not self._slices(patience_s, lambda: not self._open_runs()):
             self._anomalies.append(f"runs still open long after the last fault: {self._open_runs()}")
             return
         # Whoever owns the shards next reads what lost acknowledgements left behind.
