@@ -22,10 +22,12 @@ from durablefuture_trio.ports.frames import (
     Bye,
     Hello,
     LoadRun,
+    Query,
     Ready,
     Refused,
     SandboxDown,
     SandboxUp,
+    ValidateUpdate,
 )
 
 if TYPE_CHECKING:
@@ -180,7 +182,7 @@ def _loop(
             if isinstance(frame, Bye):
                 answers.flush()
                 return
-            if page is not None and isinstance(frame, Activate | LoadRun):
+            if page is not None and isinstance(frame, Activate | LoadRun | Query | ValidateUpdate):
                 page.exchange = frame.exchange
             answers.extend(host.handle(frame))
         answers.flush()

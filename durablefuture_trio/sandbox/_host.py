@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Protocol
 
+from durablefuture_trio.codec.payload import Payload
 from durablefuture_trio.engine.commands import Command
 from durablefuture_trio.engine.replay import CommandMatcher
 from durablefuture_trio.errors import HistoryError, NondeterminismError
@@ -22,8 +23,11 @@ from durablefuture_trio.ports.frames import (
     LoadRun,
     LogLine,
     Missing,
+    Queried,
+    Query,
     SandboxDown,
     SandboxUp,
+    ValidateUpdate,
 )
 from durablefuture_trio.sandbox._blocked import RunBlockedError, blocked_frame
 from durablefuture_trio.sandbox._run import RunnableWorkflow, WorkflowRun
@@ -91,9 +95,11 @@ class ReplayHost:
         """
         match frame:
             case Activate():
-                answers = [self._activate(frame)]
+                answers = self._activate(frame)
             case LoadRun():
                 answers = self._load(frame)
+            case Query() | ValidateUpdate():
+                answers = [self._ask(frame)]
             case Evict():
                 self._loading_stopped(frame.run_id)
                 self._forget(frame.run_id)
@@ -118,7 +124,7 @@ class ReplayHost:
 
     # --- activation ---------------------------------------------------------------------------------------------------
 
-    def _activate(self, frame: Activate) -> SandboxUp:
+    def _activate(self, frame: Activate) -> list[SandboxUp]:
         run = self._runs.get(frame.run_id)
         try:
             if frame.activation == 1 and isinstance(frame.stimulus, WorkflowStarted):
@@ -126,17 +132,20 @@ class ReplayHost:
                 run = self._runs[frame.run_id] = self._new_run(frame.stimulus)
             elif run is None or run.activations != frame.activation - 1:
                 self._forget(frame.run_id)
-                return Missing(exchange=frame.exchange, run_id=frame.run_id)
+                return [Missing(exchange=frame.exchange, run_id=frame.run_id)]
             commands = self._watched(run, frame.stimulus, replaying=False)
         except Exception as error:  # noqa: BLE001 - user code must not take down the other runs of this process
             self._forget(frame.run_id)
-            return self._blocked(error, frame.exchange, frame.run_id)
+            return [self._blocked(error, frame.exchange, frame.run_id)]
         self._runs.move_to_end(frame.run_id)
         self._loaded.pop(frame.run_id, None)
         wake_at = run.wake_at
         if run.finished:
             self._forget(frame.run_id)
-        return Activated(exchange=frame.exchange, run_id=frame.run_id, commands=tuple(commands), wake_at=wake_at)
+        return [
+            *_lines_of(run, frame.run_id),
+            Activated(exchange=frame.exchange, run_id=frame.run_id, commands=tuple(commands), wake_at=wake_at),
+        ]
 
     def _new_run(self, started: WorkflowStarted) -> WorkflowRun:
         definition = self._workflows.get(started.workflow)
@@ -155,6 +164,30 @@ class ReplayHost:
             return run.activate(stimulus, replaying=replaying)
         finally:
             self._watch.end()
+
+    # --- questions ----------------------------------------------------------------------------------------------------
+
+    def _ask(self, frame: Query | ValidateUpdate) -> SandboxUp:
+        run = self._runs.get(frame.run_id)
+        if run is None or run.activations != frame.activation:
+            self._forget(frame.run_id)
+            return Missing(exchange=frame.exchange, run_id=frame.run_id)
+        result: Payload | None = None
+        self._watch.begin()
+        try:
+            if isinstance(frame, Query):
+                result, failure = run.query(frame.name, frame.arguments)
+            else:
+                failure = run.validate_update(frame.name, frame.arguments)
+        finally:
+            self._watch.end()
+        if run.spoiled:
+            self._forget(frame.run_id)
+        else:
+            self._runs.move_to_end(frame.run_id)
+        if run.finished:
+            self._loaded.pop(frame.run_id, None)
+        return Queried(exchange=frame.exchange, run_id=frame.run_id, result=result, failure=failure)
 
     # --- replay -------------------------------------------------------------------------------------------------------
 
@@ -205,12 +238,12 @@ class ReplayHost:
         answer = Loaded(
             exchange=frame.exchange, run_id=frame.run_id, unmatched=replay.matcher.unmatched, wake_at=run.wake_at
         )
-        if run.finished:
+        if run.finished and not frame.keep:
             self._evicted.append(run)
         else:
             self._runs[frame.run_id] = run
             self._loaded[frame.run_id] = None
-        return [*warnings, answer]
+        return [*warnings, *_lines_of(run, frame.run_id), answer]
 
     def _loading_stopped(self, run_id: str) -> None:
         replay = self._loading.pop(run_id, None)
@@ -275,6 +308,13 @@ def _nothing_recorded_from(commits: list[Commit]) -> int | None:
                 return first
             first = event.id
     return first
+
+
+def _lines_of(run: WorkflowRun, run_id: str) -> list[SandboxUp]:
+    return [
+        LogLine(level=level, logger="durablefuture_trio.workflow", message=message, run_id=run_id)
+        for level, message in run.take_notes()
+    ]
 
 
 class _Replay:

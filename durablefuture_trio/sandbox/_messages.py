@@ -156,7 +156,7 @@ class Messages:
     # --- questions ----------------------------------------------------------------------------------------------------
 
     def answer(self, name: str, payload: Payload) -> Payload:
-        """The answer to a query; raises what it raises.
+        """The answer to a query; raises what its handler raises.
 
         Raises:
             RequestFailedError: there is no such query, or its arguments do not fit.
@@ -174,7 +174,8 @@ class Messages:
             raise
         except Exception as error:
             raise RequestFailedError(f"the arguments do not fit query {name!r}: {error}") from error
-        return codec.encode_value(handler.call(*arguments))
+        call = partial(handler.call, *arguments)
+        return codec.encode_value(self._run.read_only(f"query {name!r}", call))
 
     def validate(self, name: str, payload: Payload) -> None:
         """Ask the validator of an update, if there is a handler; raises what refuses it."""

@@ -44,6 +44,7 @@ class RunMessages:
     _started: WorkflowStarted
     _closing: bool
     _replaying: bool
+    beyond_history: bool
     _driver: TrioDriver
     _messages: Messages
 
@@ -172,7 +173,8 @@ class RunMessages:
 
     def note(self, level: str, message: str) -> None:
         """Tell people, unless recorded history is repeated."""
-        if not self._replaying and not self._closing and len(self._notes) < MAX_NOTES:
+        repeated = self._replaying and not self.beyond_history
+        if not repeated and not self._closing and len(self._notes) < MAX_NOTES:
             self._notes.append((level, message))
 
     def take_notes(self) -> list[tuple[str, str]]:
