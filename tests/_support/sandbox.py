@@ -87,6 +87,7 @@ class Story:
     ) -> None:
         self.host = host
         self.run_id = run_id
+        self.workflow_id = "wf-1"
         self.at = at
         self.events: list[Event] = []
         self.commits: list[tuple[Event, ...]] = []
@@ -105,7 +106,7 @@ class Story:
         return WorkflowStarted(
             id=1,
             at=self.at,
-            workflow_id="wf-1",
+            workflow_id=self.workflow_id,
             run_id=self.run_id,
             workflow=self._workflow,
             arguments=self._arguments,
@@ -150,9 +151,15 @@ class Story:
         )
 
     def child_failed(
-        self, call: int, message: str = "no", *, how: ChildEnd = "failed", after: float = 0.0
+        self,
+        call: int,
+        message: str = "no",
+        *,
+        how: ChildEnd = "failed",
+        error: str = "ValueError",
+        after: float = 0.0,
     ) -> list[Command]:
-        failure = Failure(type="ValueError", message=message)
+        failure = Failure(type=error, message=message)
         return self.apply(ChildFailed(id=self.next_id, at=self.at + after, call=call, how=how, failure=failure))
 
     def external_resolved(self, call: int, failure: Failure | None = None) -> list[Command]:

@@ -23,7 +23,6 @@ from durablefuture_trio import (
 from durablefuture_trio.authoring.registry import Registry
 from durablefuture_trio.codec import decode_value
 from durablefuture_trio.engine.commands import (
-    CancelActivity,
     Command,
     CompleteWorkflow,
     FailWorkflow,
@@ -625,9 +624,7 @@ def test_as_completed_may_be_left_in_the_middle_and_gone_on_with() -> None:
             break
         with trio.move_on_after(1):
             await anext(waiting)
-        async for future in waiting:
-            log.append(await future)
-        return log
+        return [*log, *[await future async for future in waiting]]
 
     story = run_of(main)
     story.start()
