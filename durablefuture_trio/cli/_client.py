@@ -1,4 +1,4 @@
-"""``durablefuture``: start workflows, wait for them, look at them."""
+"""``durablefuture``: start workflows, wait for them, look at them, talk to them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 from durablefuture_trio._version import __version__
 
 _EPILOG = """\
-Arguments of start and run are read as JSON where they are JSON, else as text:
+Arguments (of start, run, signal, query and update) are read as JSON where they are JSON, else as text:
   durablefuture run order Bob 1000.0 true '{"gift": null}'    "Bob", 1000.0, true, {"gift": null}
   durablefuture run order '"1000"' -- -5                      "1000" (text), -5 (everything after -- is an argument)
 
 Data goes to stdout, talk to stderr.
-exit codes: 0 ok, 1 the workflow failed or the request was refused, 2 wrong usage, 69 NATS cannot be reached or used,
-78 the configuration is wrong, 130 interrupted
+exit codes: 0 ok, 1 the workflow, update or query failed or the request was refused, 2 wrong usage, 69 NATS cannot be
+reached or used, 78 the configuration is wrong, 130 interrupted
 """
 
 
@@ -104,8 +104,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; ends the program with code 2 if it is wrong."""
     command_line = parser()
     options, rest = command_line.parse_known_args(arguments)
-    # argparse takes the arguments of a workflow in one piece only, and leaves those behind an option over.
-    if rest and (options.command not in ("start", "run") or any(_is_option(text) for text in rest[: _end(rest)])):
+    # argparse takes these arguments in one piece only, and leaves those behind an option over.
+    if rest and (not hasattr(options, "arguments") or any(_is_option(text) for text in rest[: _end(rest)])):
         command_line.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         del rest[_end(rest) : _end(rest) + 1]
@@ -128,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
     _add_common(common, default=argparse.SUPPRESS)
     top = argparse.ArgumentParser(
         prog="durablefuture",
-        description="Start workflows, wait for them, look at them.",
+        description="Start workflows, wait for them, look at them, talk to them.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -146,15 +146,15 @@ def parser() -> argparse.ArgumentParser:
         ("result", "wait for the result of a workflow; prints it"),
         ("show", "what is known about a workflow"),
         ("history", "the events of a workflow"),
+        ("signal", "tell a workflow something; returns when that is recorded"),
+        ("query", "ask a workflow something, open or closed; prints the answer"),
+        ("update", "have a workflow do something, and wait for it; prints what comes of it"),
+        ("cancel", "ask a workflow to end; its code may clean up"),
         ("terminate", "end a workflow at once, without running its code"),
     ):
-        one = command(name, words)
-        one.add_argument("id", metavar="ID", help="the workflow id")
-        one.add_argument("--run-id", metavar="RUN", help="one run of the id (default: the latest)")
-        if name == "terminate":
-            one.add_argument("--reason", metavar="TEXT", default="", help="kept in the history")
+        _add_about_one(command(name, words), name)
     listing = command("list", "the workflows of the namespace, the latest started last")
-    statuses = ("running", "blocked", "completed", "failed", "terminated", "timed_out")
+    statuses = ("running", "blocked", "completed", "failed", "cancelled", "continued", "terminated", "timed_out")
     listing.add_argument("--status", action="append", choices=statuses, help="only these; may be repeated")
     listing.add_argument("--workflow", metavar="NAME", help="only workflows of this name")
     listing.add_argument(
@@ -173,6 +173,26 @@ def _add_common(parser: argparse.ArgumentParser, default: Any) -> None:
         "--namespace", metavar="NS", default=default, help="default: the configuration's, else 'default'"
     )
     parser.add_argument("--json", action="store_true", default=default or False, help="print JSON")
+
+
+def _add_about_one(parser: argparse.ArgumentParser, command: str) -> None:
+    """What a command about one workflow takes."""
+    parser.add_argument("id", metavar="ID", help="the workflow id")
+    parser.add_argument("--run-id", metavar="RUN", help="one run of the id (default: the latest)")
+    if command in ("signal", "query", "update"):
+        parser.add_argument("name", metavar="NAME", help=f"the name of the {command}")
+        parser.add_argument("arguments", metavar="ARG", nargs="*", help="its arguments: JSON, or else text")
+    if command in ("cancel", "terminate"):
+        parser.add_argument("--reason", metavar="TEXT", default="", help="kept in the history")
+    if command in ("signal", "cancel"):
+        parser.add_argument("--request-id", metavar="ID", help=_REQUEST_ID)
+    if command == "update":
+        parser.add_argument(
+            "--update-id", metavar="ID", help="an update of one id is carried out once (default: a fresh one)"
+        )
+
+
+_REQUEST_ID = "makes repeating this very command harmless"
 
 
 def _add_start(parser: argparse.ArgumentParser) -> None:
@@ -195,7 +215,12 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
         "--execution-timeout", metavar="SECONDS", type=float, help="time out a run that is open so long"
     )
     parser.add_argument("--memo", metavar="JSON", help="a value shown in listings: JSON, or else text")
-    parser.add_argument("--request-id", metavar="ID", help="makes repeating this very command harmless")
+    parser.add_argument("--delay", metavar="SECONDS", type=float, help="begin so much later")
+    parser.add_argument("--signal", metavar="NAME", help="give the run this signal together with its start")
+    parser.add_argument(
+        "--signal-arg", metavar="ARG", action="append", default=[], help="an argument of that signal; may be repeated"
+    )
+    parser.add_argument("--request-id", metavar="ID", help=_REQUEST_ID)
 
 
 def _count(text: str) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
+import math
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -28,6 +29,9 @@ from durablefuture_trio.cli._table import (
 from durablefuture_trio.client import Client, StartOptions, WorkflowDescription, WorkflowHandle, connect
 from durablefuture_trio.errors import (
     ApplicationError,
+    UpdateFailedError,
+    UpdateRejectedError,
+    WorkflowCancelledError,
     WorkflowError,
     WorkflowFailedError,
     WorkflowTerminatedError,
@@ -85,9 +89,15 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError(str(error)) from error
     if getattr(options, "workflow", None) == "":
         raise UsageError("the name of the workflow is empty")
-    timeout = getattr(options, "execution_timeout", None)
+    if getattr(options, "name", None) == "":
+        raise UsageError(f"the name of the {options.command} is empty")
+    timeout, delay = getattr(options, "execution_timeout", None), getattr(options, "delay", None)
     if timeout is not None and not timeout > 0:
         raise UsageError("--execution-timeout must be above 0 seconds")
+    if delay is not None and not 0 <= delay < math.inf:
+        raise UsageError("--delay must be 0 seconds or more")
+    if getattr(options, "signal_arg", None) and not options.signal:
+        raise UsageError("--signal-arg needs the name of a --signal")
 
 
 # --- starting and waiting ---------------------------------------------------------------------------------------------
@@ -128,6 +138,7 @@ async def _outcome(workflow_id: str, result: Awaitable[Any]) -> Output:
 
 _ENDINGS: dict[type[WorkflowError], Status] = {
     WorkflowFailedError: "failed",
+    WorkflowCancelledError: "cancelled",
     WorkflowTerminatedError: "terminated",
     WorkflowTimedOutError: "timed_out",
 }
@@ -156,10 +167,13 @@ def _start_options(options: argparse.Namespace) -> StartOptions:
         "id_conflict_policy": options.id_conflict_policy,
         "id_reuse_policy": options.id_reuse_policy,
         "execution_timeout": options.execution_timeout,
+        "start_delay": options.delay,
         "request_id": options.request_id,
     }
     if options.memo is not None:
         start_options["memo"] = json_or_text(options.memo)
+    if options.signal is not None:
+        start_options["start_signal"] = (options.signal, [json_or_text(text) for text in options.signal_arg])
     return start_options
 
 
@@ -191,8 +205,11 @@ async def _list(client: Client, options: argparse.Namespace) -> Output:
 
 
 def _listed_data(item: WorkflowDescription) -> dict[str, Any]:
-    only_in_descriptions = ("history_length", "pending_activities", "execution_deadline")
-    return {name: value for name, value in plain(item).items() if name not in only_in_descriptions}
+    data = plain(item)
+    return {name: data[name] for name in _LISTED}
+
+
+_LISTED = ("workflow_id", "run_id", "workflow", "status", "started_at", "closed_at", "blocked", "memo")
 
 
 async def _show(client: Client, options: argparse.Namespace) -> Output:
@@ -209,11 +226,8 @@ async def _show(client: Client, options: argparse.Namespace) -> Output:
         ("deadline", time_text(description.execution_deadline)),
         ("events", str(description.history_length)),
     ]
-    if description.memo is not None:
-        rows.append(("memo", value_text(payload_value(description.memo))))
-    if description.blocked:
-        rows.append(("blocked", description.blocked))
-    if description.closed_at is not None:
+    rows += _further_rows(description)
+    if description.closed_at is not None and not description.continued_in:
         run = client.handle(options.id, run_id=description.run_id)
         try:
             data["result"] = await run.result()
@@ -221,16 +235,46 @@ async def _show(client: Client, options: argparse.Namespace) -> Output:
         except WorkflowError as error:
             data["error"] = _error_data(error)
             rows.append(("error", one_line(str(error))))
+    rows += _pending_rows(description)
+    width = max(len(name) for name, _ in rows)
+    further = "\n" + " " * (width + 2)
+    return Output([f"{name.ljust(width)}  {words.replace(chr(10), further)}" for name, words in rows], data)
+
+
+def _further_rows(description: WorkflowDescription) -> Iterator[tuple[str, str]]:
+    """What not every run has."""
+    if description.memo is not None:
+        yield "memo", value_text(payload_value(description.memo))
+    if description.blocked:
+        yield "blocked", description.blocked
+    if description.not_before is not None:
+        yield "begins", time_text(description.not_before)
+    if description.attempt > 1:
+        yield "attempt", str(description.attempt)
+    if description.is_cancelled:
+        yield "cancelled", one_line(description.cancel_reason) or "no reason was given"
+    if description.parent_workflow_id:
+        yield "parent", f"{one_line(description.parent_workflow_id)} run {description.parent_run_id}"
+    if description.continued_from:
+        yield "continues", f"run {description.continued_from}"
+    if description.continued_in:
+        yield "goes on in", f"run {description.continued_in}"
+
+
+def _pending_rows(description: WorkflowDescription) -> Iterator[tuple[str, str]]:
     for pending in description.pending_activities:
         words = f"#{pending.activity_id} {pending.activity} attempt {pending.attempt} {pending.phase}"
         if pending.retry_at is not None:
             words += f", next attempt at {time_text(pending.retry_at)}"
         if pending.last_failure:
             words += f", last failure {pending.last_failure_reason}: {one_line(pending.last_failure)}"
-        rows.append(("pending", words))
-    width = max(len(name) for name, _ in rows)
-    further = "\n" + " " * (width + 2)
-    return Output([f"{name.ljust(width)}  {words.replace(chr(10), further)}" for name, words in rows], data)
+        yield "pending", words
+    for child in description.pending_children:
+        run = f" run {child.run_id}" if child.run_id else ""
+        yield "child", f"#{child.call} {child.workflow} {one_line(child.workflow_id)}{run} {child.phase}"
+    for update in description.pending_updates:
+        accepted = time_text(update.accepted_at)
+        yield "update", f"{one_line(update.update)} {one_line(update.update_id)} accepted {accepted}"
 
 
 async def _history(client: Client, options: argparse.Namespace) -> Output:
@@ -243,6 +287,40 @@ async def _history(client: Client, options: argparse.Namespace) -> Output:
         record = plain(item.event)
         data.append({"seq": record.pop("id"), "at": record.pop("at"), "event": item.type, "detail": detail, **record})
     return Output(table(("SEQ", "TIME (UTC)", "EVENT", "DETAIL"), rows), data)
+
+
+# --- talking to a workflow --------------------------------------------------------------------------------------------
+
+
+async def _signal(client: Client, options: argparse.Namespace) -> Output:
+    handle = _handle(client, options)
+    await handle.signal(options.name, *_arguments(options), request_id=options.request_id)
+    _say(f"signal {options.name} is recorded")
+    return Output([], {"workflow_id": options.id, "signal": options.name, "delivered": True})
+
+
+async def _query(client: Client, options: argparse.Namespace) -> Output:
+    value = await _handle(client, options).query(options.name, *_arguments(options), result_type=Any)
+    return Output([_dump(value)], {"workflow_id": options.id, "query": options.name, "result": value})
+
+
+async def _update(client: Client, options: argparse.Namespace) -> Output:
+    update_id = options.update_id if options.update_id is not None else new_id()
+    data: dict[str, Any] = {"workflow_id": options.id, "update": options.name, "update_id": update_id}
+    handle = _handle(client, options)
+    try:
+        value = await handle.update(options.name, *_arguments(options), update_id=update_id, result_type=Any)
+    except (UpdateRejectedError, UpdateFailedError) as error:
+        _say(str(error))
+        status = "rejected" if isinstance(error, UpdateRejectedError) else "failed"
+        return Output([], {**data, "status": status, "error": _error_data(error.cause or error)}, ExitCode.FAILED)
+    return Output([_dump(value)], {**data, "status": "completed", "result": value})
+
+
+async def _cancel(client: Client, options: argparse.Namespace) -> Output:
+    await _handle(client, options).cancel(options.reason, request_id=options.request_id)
+    _say(f"asked workflow {options.id} to end")
+    return Output([], {"workflow_id": options.id, "cancel_requested": True})
 
 
 async def _terminate(client: Client, options: argparse.Namespace) -> Output:
@@ -280,6 +358,10 @@ _COMMANDS: dict[str, Callable[[Client, argparse.Namespace], Awaitable[Output]]] 
     "list": _list,
     "show": _show,
     "history": _history,
+    "signal": _signal,
+    "query": _query,
+    "update": _update,
+    "cancel": _cancel,
     "terminate": _terminate,
     "status": _status,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -96,7 +96,8 @@ class EventWords:
         """What the event says beside its name."""
         match event:
             case ev.WorkflowStarted():
-                return call_text(event.workflow, event.arguments)
+                further = ", ".join(_beginning(event))
+                return f"{call_text(event.workflow, event.arguments)} {further}".rstrip()
             case ev.ActivityScheduled():
                 if event.attempt == 1:
                     self._names[event.activity_id] = event.name
@@ -116,7 +117,8 @@ class EventWords:
             case ev.WorkflowCompleted():
                 return f"returned {value_text(payload_value(event.result))}"
             case ev.WorkflowFailed():
-                return failure_text(event.failure)
+                again = f"; tried again in run {event.next_run_id}" if event.next_run_id else ""
+                return f"{failure_text(event.failure)}{again}"
             case ev.WorkflowTerminated():
                 return one_line(event.reason)
             case ev.WorkflowTimedOut():
@@ -127,16 +129,18 @@ class EventWords:
     def _of_others(self, event: ev.Event) -> str:
         """What a run and other workflows, or people, say to each other."""
         match event:
-            case ev.SignalReceived() | ev.UpdateAccepted():
+            case ev.SignalReceived():
                 return call_text(event.name, event.arguments)
+            case ev.UpdateAccepted():
+                return f"{one_line(event.update_id)} {call_text(event.name, event.arguments)}"
             case ev.CancelRequested() | ev.WorkflowCancelled():
                 return one_line(event.reason)
             case ev.UpdateCompleted():
                 came = "returned" if event.result is None else f"returned {value_text(payload_value(event.result))}"
-                return f"{event.update_id} {came if event.failure is None else failure_text(event.failure)}"
+                return f"{one_line(event.update_id)} {came if event.failure is None else failure_text(event.failure)}"
             case ev.ChildInitiated():
                 self._names[event.call] = event.workflow
-                return f"{self._call(event.call)} {event.workflow_id}: {call_text(event.workflow, event.arguments)}"
+                return f"#{event.call} {one_line(event.workflow_id)}: {call_text(event.workflow, event.arguments)}"
             case ev.ChildStarted():
                 return f"{self._call(event.call)} run {event.run_id}"
             case ev.ChildCompleted():
@@ -148,12 +152,13 @@ class EventWords:
             case ev.ChildCancelRequested():
                 return self._call(event.call)
             case ev.ExternalRequested():
-                self._names[event.call] = f"{event.kind} {event.workflow_id}"
-                return f"{self._call(event.call)} {event.name or event.reason}".rstrip()
+                self._names[event.call] = f"{event.kind} {one_line(event.workflow_id)}"
+                said = one_line(event.reason) if event.kind == "cancel" else call_text(event.name, event.arguments)
+                return f"{self._call(event.call)} {said}".rstrip()
             case ev.ExternalResolved():
                 return f"{self._call(event.call)} {'sent' if event.failure is None else failure_text(event.failure)}"
             case ev.MarkerRecorded():
-                return f"{event.patch}{' (deprecated)' if event.deprecated else ''}"
+                return f"{one_line(event.patch)}{' (deprecated)' if event.deprecated else ''}"
             case ev.ContinuedAsNew():
                 return f"run {event.next_run_id}: {call_text(event.workflow, event.arguments)}"
             case ev.HistoryLimitExceeded():
@@ -173,3 +178,21 @@ class EventWords:
         follow_up = "no retry" if event.retry_at is None else f"retry in {max(event.retry_at - event.at, 0.0):.1f} s"
         call = f"{self._call(event.activity_id)} attempt {event.attempt}"
         return f"{call} {reason}: {failure_text(event.failure)}; {follow_up}"
+
+
+def _beginning(event: ev.WorkflowStarted) -> Iterator[str]:
+    """What not every run begins with."""
+    if event.attempt > 1:
+        yield f"attempt {event.attempt}"
+    if event.continued_from:
+        yield f"continues run {event.continued_from}"
+    if event.not_before is not None:
+        yield f"begins at {time_text(event.not_before)}"
+    if event.parent is not None:
+        yield f"child of {one_line(event.parent.workflow_id)}"
+    for signal in event.signals:
+        yield f"signal {call_text(signal.name, signal.arguments)}"
+    for update in event.updates:
+        yield f"update {one_line(update.update_id)} {call_text(update.name, update.arguments)}"
+    if event.cancel_reason is not None:
+        yield f"cancelled {one_line(event.cancel_reason)}".rstrip()

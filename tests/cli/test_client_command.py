@@ -7,21 +7,31 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
 from durablefuture_trio.codec import decode_arguments, encode_arguments, encode_value, failure_of
-from durablefuture_trio.engine.requests import StartRequest
+from durablefuture_trio.engine.requests import CancelRequest, SignalRequest, StartRequest, UpdateRequest
 from durablefuture_trio.errors import ApplicationError
 from durablefuture_trio.history.events import (
     ActivityCompleted,
     ActivityFailed,
     ActivityScheduled,
     ActivityStarted,
+    CallerRecord,
+    CancelRequested,
+    ChildInitiated,
+    ChildStarted,
+    ContinuedAsNew,
+    SignalReceived,
+    UpdateAccepted,
+    WorkflowCancelled,
     WorkflowCompleted,
     WorkflowFailed,
     WorkflowTerminated,
@@ -256,6 +266,172 @@ async def test_terminate_waits_for_the_decision(shop: Shop) -> None:
     assert (results[0].returncode, results[0].stdout) == (0, "")
 
 
+@asynccontextmanager
+async def running(shop: Shop, *arguments: str) -> AsyncIterator[list[subprocess.CompletedProcess[str]]]:
+    """The command in the background; ended when the block is left."""
+    results: list[subprocess.CompletedProcess[str]] = []
+
+    async def run() -> None:
+        results.append(await shop.command(*arguments))
+
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            yield results
+
+
+async def test_start_takes_a_delay_and_a_first_signal(shop: Shop) -> None:
+    options = ("--delay", "60", "--signal", "approve", "--signal-arg", "Ann", "--signal-arg", "2")
+    async with running(shop, "start", "order", "Bob", *options) as results:
+        message, request = await shop.owner.start_request()
+        assert request.not_before is not None
+        assert request.signal is not None
+        assert request.signal.name == "approve"
+        assert decode_arguments(request.signal.arguments, (Any, Any)) == ("Ann", 2)
+        await shop.owner.begin(message, "run-1")
+    assert results[0].returncode == 0
+
+
+async def test_signal_waits_until_it_is_recorded_and_prints_nothing(shop: Shop) -> None:
+    await play_order(shop)
+    async with running(shop, "signal", "order-1", "approve", "Ann", "--request-id", "mine", "{}") as results:
+        message, request = await shop.owner.request_of(SignalRequest)
+        assert (request.name, message.request_id) == ("approve", "mine")
+        assert decode_arguments(request.arguments, (Any, Any)) == ("Ann", {})
+        shop.owner.answer(message, "applied", "run-1")
+    assert (results[0].returncode, results[0].stdout) == (0, "")
+    assert "signal approve is recorded" in results[0].stderr
+
+
+async def test_a_signal_that_was_not_delivered_is_exit_code_1(shop: Shop) -> None:
+    await play_order(shop)
+    async with running(shop, "signal", "order-1", "approve") as results:
+        message, _ = await shop.owner.request_of(SignalRequest)
+        shop.owner.answer(message, "closed", "run-1", "run run-1 is closed")
+    assert (results[0].returncode, results[0].stdout) == (1, "")
+    assert "signal 'approve' was not delivered to workflow 'order-1': run run-1 is closed" in results[0].stderr
+
+
+async def test_cancel_sends_its_reason(shop: Shop) -> None:
+    await play_order(shop)
+    async with running(shop, "cancel", "order-1", "--reason", "enough", "--json") as results:
+        message, request = await shop.owner.request_of(CancelRequest)
+        assert request.reason == "enough"
+        shop.owner.answer(message, "applied", "run-1")
+    assert json.loads(results[0].stdout) == {"workflow_id": "order-1", "cancel_requested": True}
+
+
+async def test_update_prints_what_it_came_to(shop: Shop) -> None:
+    await play_order(shop)
+    async with running(shop, "update", "order-1", "set-quantity", "3", "--update-id", "u-1") as results:
+        message, request = await shop.owner.request_of(UpdateRequest)
+        assert (request.name, request.update_id) == ("set-quantity", "u-1")
+        shop.owner.answer(message, "applied", "run-1", result=encode_value({"total": 30.0}))
+    assert (results[0].returncode, results[0].stdout) == (0, '{"total": 30.0}\n')
+
+
+@pytest.mark.parametrize("answer", ["rejected", "failed"])
+async def test_an_update_that_came_to_nothing_is_exit_code_1_with_its_reason(shop: Shop, answer: str) -> None:
+    await play_order(shop)
+    async with running(
+        shop, "update", "order-1", "set-quantity", "--json", "--update-id", "u-1", "--", "-3"
+    ) as results:
+        message, _ = await shop.owner.request_of(UpdateRequest)
+        shop.owner.answer(message, answer, "run-1", failure=failure_of(ValueError("must be positive")))
+    assert results[0].returncode == 1
+    assert json.loads(results[0].stdout) == {
+        "workflow_id": "order-1",
+        "update": "set-quantity",
+        "update_id": "u-1",
+        "status": answer,
+        "error": {"type": "ValueError", "message": "must be positive"},
+    }
+    assert f"update 'set-quantity' of workflow 'order-1' {'was ' if answer == 'rejected' else ''}{answer}: " in (
+        results[0].stderr
+    )
+
+
+async def test_query_prints_the_answer(shop: Shop) -> None:
+    async with shop.owner.listening() as questions, running(shop, "query", "order-1", "item", "3") as results:
+        question = await questions.next()
+        assert (question.workflow_id, question.name, question.run_id) == ("order-1", "item", "")
+        assert decode_arguments(question.arguments, (Any,)) == (3,)
+        shop.owner.answer(question, "answered", "run-1", result=encode_value(["tea", 3]))
+    assert (results[0].returncode, results[0].stdout) == (0, '["tea", 3]\n')
+
+
+async def test_a_failed_query_is_exit_code_1(shop: Shop) -> None:
+    async with shop.owner.listening() as questions, running(shop, "query", "order-1", "item") as results:
+        failure = failure_of(LookupError("no query 'item'"))
+        shop.owner.answer(await questions.next(), "failed", "run-1", failure=failure)
+    assert (results[0].returncode, results[0].stdout) == (1, "")
+    assert "query 'item' of workflow 'order-1' failed: LookupError: no query 'item'" in results[0].stderr
+
+
+async def test_result_of_a_cancelled_run_says_so(shop: Shop) -> None:
+    await play_order(shop)
+    await shop.owner.close("order-1", "run-1", WorkflowCancelled(id=5, at=102.0, reason="enough"))
+    done = await shop.command("result", "order-1", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["status"] == "cancelled"
+    assert "cancelled: enough" in done.stderr
+
+
+async def test_history_and_show_of_a_run_that_talks_to_others(shop: Shop) -> None:
+    request = StartRequest(workflow_id="order-1", workflow="order", arguments=encode_arguments(("Bob",)))
+    begin = msgspec.structs.replace(
+        started(request, "run-2", ""),
+        parent=CallerRecord("shop-1", "run-7", 4),
+        continued_from="run-1",
+        attempt=2,
+        not_before=160.0,
+    )
+    await shop.owner.commit(
+        "order-1",
+        "run-2",
+        begin,
+        ChildInitiated(
+            id=2, at=100.0, call=1, workflow_id="pay-1", workflow="pay", arguments=encode_arguments((30.0,))
+        ),
+        ChildStarted(id=3, at=100.0, call=1, run_id="run-p1"),
+        SignalReceived(id=4, at=100.0, name="approve", arguments=encode_arguments(("Ann",))),
+        UpdateAccepted(id=5, at=100.0, update_id="u-1", name="set-quantity", arguments=encode_arguments((3,))),
+        CancelRequested(id=6, at=100.0, reason="enough"),
+    )
+    done = await shop.command("history", "order-1")
+    rows = [" ".join(line.split()[3:]) for line in done.stdout.splitlines()[1:]]
+    assert rows == [
+        'WorkflowStarted order("Bob") attempt 2, continues run run-1, begins at 1970-01-01 00:02:40.000, '
+        "child of shop-1",
+        "ChildInitiated #1 pay-1: pay(30.0)",
+        "ChildStarted #1 pay run run-p1",
+        'SignalReceived approve("Ann")',
+        "UpdateAccepted u-1 set-quantity(3)",
+        "CancelRequested enough",
+    ]
+    shown = {" ".join(line.split()) for line in (await shop.command("show", "order-1")).stdout.splitlines()}
+    assert {
+        "status running",
+        "begins 1970-01-01 00:02:40.000",
+        "attempt 2",
+        "cancelled enough",
+        "parent shop-1 run run-7",
+        "continues run run-1",
+        "child #1 pay pay-1 run run-p1 running",
+        "update set-quantity u-1 accepted 1970-01-01 00:01:40.000",
+    } <= shown
+
+
+async def test_show_of_a_run_that_goes_on_in_another_does_not_wait_for_that_one(shop: Shop) -> None:
+    await play_order(shop)
+    request = StartRequest(workflow_id="order-1", workflow="order", arguments=encode_arguments(("Bob",)))
+    end = ContinuedAsNew(id=5, at=102.0, next_run_id="run-2", workflow="order", arguments=request.arguments)
+    await shop.owner.commit("order-1", "run-2", end, started(request, "run-2", ""))
+    done = await shop.command("show", "order-1", "--run-id", "run-1")
+    shown = {" ".join(line.split()) for line in done.stdout.splitlines()}
+    assert {"status continued", "goes on in run run-2"} <= shown
+
+
 async def test_status_shows_shards_and_what_waits(shop: Shop) -> None:
     done = await shop.command("status")
     assert done.returncode == 0
@@ -312,6 +488,11 @@ async def test_a_reader_that_has_had_enough_ends_the_output_quietly(shop: Shop) 
         (["start", "", "--url", "nats://127.0.0.1:9"], 2, "name of the workflow is empty"),
         (["result", "a\nb", "--url", "nats://127.0.0.1:9"], 2, "control characters"),
         (["start", "order", "--execution-timeout", "-1", "--url", "nats://127.0.0.1:9"], 2, "above 0 seconds"),
+        (["start", "order", "--delay", "-1", "--url", "nats://127.0.0.1:9"], 2, "--delay must be 0 seconds or more"),
+        (["start", "order", "--signal-arg", "1", "--url", "nats://127.0.0.1:9"], 2, "--signal-arg needs"),
+        (["signal", "order-1"], 2, "NAME"),
+        (["signal", "order-1", "", "--url", "nats://127.0.0.1:9"], 2, "name of the signal is empty"),
+        (["cancel", "order-1", "now"], 2, "unrecognized arguments: now"),
         (["list", "--status", "gone"], 2, "invalid choice"),
         (["list", "--limit", "-1"], 2, "negative"),
         (["list", "--config", "a", "--url", "b"], 2, "not allowed with"),

@@ -13,14 +13,34 @@ from durablefuture_trio.history.events import (
     ActivityCancelRequested,
     ActivityFailed,
     ActivityScheduled,
+    CancelRequested,
+    CarriedSignal,
+    CarriedUpdate,
+    ChildCancelRequested,
+    ChildCompleted,
+    ChildFailed,
+    ChildInitiated,
+    ChildStarted,
+    ChildStartFailed,
+    ContinuedAsNew,
     Event,
+    ExternalRequested,
+    ExternalResolved,
+    HistoryLimitExceeded,
+    MarkerRecorded,
+    SignalReceived,
     TimerFired,
+    UpdateAccepted,
+    UpdateCompleted,
+    WorkflowCancelled,
     WorkflowFailed,
+    WorkflowStarted,
     WorkflowTerminated,
     WorkflowTimedOut,
 )
 from durablefuture_trio.history.options import ActivityOptionsRecord
 
+ONE = encode_arguments((1,))
 LOST = failure_of(RuntimeError("supervisor m1\nis gone"))
 
 
@@ -63,6 +83,11 @@ def test_options_may_stand_anywhere_among_the_arguments_of_a_workflow(line: str)
     assert (options.workflow, options.arguments, options.id) == ("order", ["Bob", "-5", "x"], "a")
 
 
+def test_the_arguments_of_a_message_follow_its_name() -> None:
+    options = parse(["update", "w-1", "grow", "--update-id", "u", "5", "--", "--fast"])
+    assert (options.id, options.name, options.arguments, options.update_id) == ("w-1", "grow", ["5", "--fast"], "u")
+
+
 def test_what_follows_two_dashes_is_no_option() -> None:
     assert parse(["run", "order", "--id", "a", "--", "--json"]).arguments == ["--json"]
 
@@ -98,6 +123,52 @@ def test_what_is_not_known_is_wrong_usage(line: str, capsys: pytest.CaptureFixtu
         (WorkflowFailed(id=3, at=10.0, failure=LOST), "RuntimeError: supervisor m1 is gone"),
         (WorkflowTerminated(id=3, at=10.0, reason="wrong\x1b[31m order"), "wrong [31m order"),
         (WorkflowTimedOut(id=3, at=10.0), "execution deadline passed"),
+        (
+            WorkflowFailed(id=3, at=10.0, failure=LOST, next_run_id="run-2"),
+            "RuntimeError: supervisor m1 is gone; tried again in run run-2",
+        ),
+        (WorkflowCancelled(id=3, at=10.0, reason="no\nlonger"), "no longer"),
+        (ContinuedAsNew(id=3, at=10.0, next_run_id="run-2", workflow="w", arguments=ONE), "run run-2: w(1)"),
+        (HistoryLimitExceeded(id=3, at=10.0, limit=50), "more than 50 events"),
+        (SignalReceived(id=3, at=10.0, name="approve", arguments=ONE), "approve(1)"),
+        (UpdateAccepted(id=3, at=10.0, update_id="u", name="grow", arguments=ONE), "u grow(1)"),
+        (UpdateCompleted(id=3, at=10.0, update_id="u", result=encode_value(5)), "u returned 5"),
+        (UpdateCompleted(id=3, at=10.0, update_id="u", failure=LOST), "u RuntimeError: supervisor m1 is gone"),
+        (CancelRequested(id=3, at=10.0, reason="enough"), "enough"),
+        (ChildInitiated(id=3, at=10.0, call=2, workflow_id="c", workflow="pay", arguments=ONE), "#2 c: pay(1)"),
+        (ChildStarted(id=3, at=10.0, call=1, run_id="run-c"), "#1 charge run run-c"),
+        (ChildStartFailed(id=3, at=10.0, call=1, failure=LOST), "#1 charge RuntimeError: supervisor m1 is gone"),
+        (ChildCompleted(id=3, at=10.0, call=1, result=encode_value(5)), "#1 charge returned 5"),
+        (
+            ChildFailed(id=3, at=10.0, call=1, how="terminated", failure=LOST),
+            "#1 charge terminated: RuntimeError: supervisor m1 is gone",
+        ),
+        (ChildCancelRequested(id=3, at=10.0, call=1), "#1 charge"),
+        (
+            ExternalRequested(id=3, at=10.0, call=2, kind="signal", workflow_id="x", name="approve", arguments=ONE),
+            "#2 signal x approve(1)",
+        ),
+        (
+            ExternalRequested(id=3, at=10.0, call=2, kind="cancel", workflow_id="x", reason="enough"),
+            "#2 cancel x enough",
+        ),
+        (ExternalResolved(id=3, at=10.0, call=1), "#1 charge sent"),
+        (ExternalResolved(id=3, at=10.0, call=1, failure=LOST), "#1 charge RuntimeError: supervisor m1 is gone"),
+        (MarkerRecorded(id=3, at=10.0, patch="faster", deprecated=True), "faster (deprecated)"),
+        (
+            WorkflowStarted(
+                id=3,
+                at=10.0,
+                workflow_id="w",
+                run_id="run-2",
+                workflow="order",
+                arguments=ONE,
+                signals=(CarriedSignal("approve", ONE),),
+                updates=(CarriedUpdate("u", "grow", ONE),),
+                cancel_reason="enough",
+            ),
+            "order(1) signal approve(1), update u grow(1), cancelled enough",
+        ),
     ],
 )
 def test_an_event_in_words(event: Event, words: str) -> None:
