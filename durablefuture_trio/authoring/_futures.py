@@ -162,6 +162,17 @@ def first_failure(calls: Iterable[DurableCall]) -> DurableCall | None:
     return min((call for call in calls if call.error is not None), key=lambda call: call.place, default=None)
 
 
+def check_owner(call: DurableCall) -> None:
+    """Refuse a call of another run.
+
+    Raises:
+        RuntimeError: as said.
+    """
+    run = current_run.get()
+    if run is None or not run.owns(call):
+        raise RuntimeError(f"{call!r} belongs to another run: a future is awaited in the workflow that made it")
+
+
 class Waiter:
     """One task that waits for calls. Forgotten by them when it wakes or is cancelled."""
 
@@ -172,13 +183,13 @@ class Waiter:
         """One of the calls was settled."""
         raise NotImplementedError
 
-    async def _sleep(self, calls: Iterable[DurableCall]) -> None:
+    def _subscribe(self, call: DurableCall) -> None:
+        check_owner(call)
+        call.add_waiter(self)
+
+    async def _sleep(self) -> None:
         from trio.lowlevel import Abort, current_task, wait_task_rescheduled
 
-        run = current_run.get()
-        for call in calls:
-            if run is None or not run.owns(call):
-                raise RuntimeError(f"{call!r} belongs to another run: a future is awaited in the workflow that made it")
         self._task = current_task()
 
         def abort(_: object) -> Abort:
@@ -216,10 +227,10 @@ class Countdown(Waiter):
             await checkpoint()
             return
         self._left = len(open_calls)
-        for call in open_calls:
-            call.add_waiter(self)
         try:
-            await self._sleep(open_calls)
+            for call in open_calls:
+                self._subscribe(call)
+            await self._sleep()
         finally:
             for call in open_calls:
                 call.remove_waiter(self)
@@ -253,8 +264,8 @@ class Arrivals(Waiter):
 
     def add(self, call: DurableCall) -> None:
         """One more to wait for; it is open."""
+        self._subscribe(call)
         self._open[call] = None
-        call.add_waiter(self)
 
     async def next(self) -> DurableCall:
         """The next settled call; a checkpoint in any case."""
@@ -265,7 +276,8 @@ class Arrivals(Waiter):
 
             await checkpoint()
         else:
-            await self._sleep(self._open)
+            check_owner(next(iter(self._open)))
+            await self._sleep()
         return self._arrived.popleft()
 
     def forget(self) -> None:
