@@ -43,6 +43,23 @@ class Replay(msgspec.Struct, frozen=True):
     keep: bool = False
 
 
+class Verify(msgspec.Struct, frozen=True):
+    """Replay this stored and finished history in another process; answer with `RunOwner.doubted` if that goes
+    differently, else not at all.
+
+    Attributes:
+        wake_at: the deadline for which the sandbox waits after it.
+        is_closed: it is the whole history of a run that has closed.
+    """
+
+    run_id: str
+    first_n: int
+    tip_n: int
+    patches: tuple[str, ...] = ()
+    wake_at: float | None = None
+    is_closed: bool = False
+
+
 class Ask(msgspec.Struct, frozen=True):
     """Ask the sandbox something that changes nothing; answer with `RunOwner.answered` or `missing`, and this token."""
 
@@ -156,6 +173,7 @@ Output: TypeAlias = (
     | Confirm
     | Activate
     | Replay
+    | Verify
     | Ask
     | Send
     | Evict

@@ -87,6 +87,7 @@ class RunDrafting:
         is_cached: Callable[[str], bool],
         armed: dict[int, float],
         may_assume_fresh: bool,
+        is_verified: bool = False,
     ) -> None:
         self.workflow_id = workflow_id
         self._out = outputs
@@ -95,6 +96,9 @@ class RunDrafting:
         self._code_hash = code_hash
         self._is_cached = is_cached
         self._may_assume_fresh = may_assume_fresh
+        self._is_verified = is_verified
+        """Every finished commit is replayed in another process."""
+        self._doubt: tuple[str, Block] | None = None
         self.knowledge = Knowledge.NONE
         self.state: RunState | None = None
         self.blocked: Block | None = None
@@ -244,6 +248,9 @@ class RunDrafting:
 
     def _begin(self, started: WorkflowStarted, now: float) -> None:
         before = self.state
+        if before is not None and self._drafting().events:
+            # Its last events are in the commit that begins the next run.
+            self._drafting().effects += self._verification(before, self._tip_n + 1)
         state = start_state(started, self._tip_n + 1)
         state.consumed = 0 if before is None else before.consumed
         state.tip_n = self._tip_n
@@ -306,6 +313,17 @@ class RunDrafting:
             self._drafting().effects.append(letter)
         elif message.reply and record.answer:
             self._drafting().effects.append(out.Reply(message.reply, answer_of(record)))
+
+    def _verification(self, state: RunState, tip_n: int) -> list[out.Verify]:
+        """What has to be replayed elsewhere when all of `state` is stored."""
+        terminal = state.terminal
+        # A value too large for the server was recorded as this failure, which no replay produces.
+        is_replaced = isinstance(terminal, WorkflowFailed) and terminal.failure.type == "PayloadError"
+        if not self._is_verified or is_replaced:
+            return []
+        patches = tuple(sorted(state.patches))
+        is_closed = terminal is not None
+        return [out.Verify(state.run_id, state.first_n, tip_n, patches, state.wake_at, is_closed)]
 
     def _may_publish(self, now: float) -> bool:
         if self._awaits is not Waiting.ACTIVATION:

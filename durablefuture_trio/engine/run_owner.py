@@ -77,6 +77,8 @@ class RunOwner(RunInputs):
                 for owed in owed_by(state):
                     self._mail.post(owed)
             if state.terminal is None:
+                if state.finished:  # its owner may have died between the commit and what a replay made of it
+                    self._output_all(self._verification(state, state.tip_n))
                 self._declare_lost(state, now)
         self._advance(now)
 
@@ -214,6 +216,14 @@ class RunOwner(RunInputs):
             if isinstance(effect, out.Dispatch):
                 self.live.add(effect.attempt.key)
             self._out(effect)
+        if part.finished:
+            self._output_all(self._verification(state, part.n))
+        self._advance(now)
+
+    def doubted(self, run_id: str, block: Block, now: float) -> None:
+        """The stored history of this run was replayed in another process, and that went differently: the copy here is
+        not to be trusted. What is stored stays; the run goes on when a replay goes well, here and there."""
+        self._doubt = (run_id, block)
         self._advance(now)
 
     def commit_lost(self, now: float) -> None:
@@ -300,6 +310,7 @@ class RunOwner(RunInputs):
             or self.knowledge is Knowledge.LOADING
             or self._mail
             or self._questions
+            or self._doubt is not None
             or not self._settling.is_idle
         )
 
@@ -322,6 +333,8 @@ class RunOwner(RunInputs):
 
     def _step(self, now: float) -> bool:
         """Take one thing that can be taken now; False if there is none."""
+        if self._doubt is not None and self._take_doubt(self._doubt, now):
+            return True
         if self._awaits is not Waiting.NOBODY:
             return self._preempt(now)
         if self._flight is not None or not self._have_state(now):
@@ -370,7 +383,7 @@ class RunOwner(RunInputs):
     def _have_state(self, now: float) -> bool:
         if self.knowledge in (Knowledge.KNOWN, Knowledge.ASSUMED_FRESH):
             return True
-        if self.knowledge is Knowledge.LOADING or not (self._inputs or self._anchors or self._questions):
+        if self.knowledge is Knowledge.LOADING or not self._needs_state:
             return False
         if self._load_retry_at is not None and now < self._load_retry_at:
             return False
@@ -385,8 +398,36 @@ class RunOwner(RunInputs):
 
     def _load_wake(self) -> float | None:
         # Without anything to do for the id nobody reads it, and a time that has passed would wake its owner for ever.
-        wants_it = self.knowledge is Knowledge.NONE and (self._inputs or self._anchors or self._questions)
+        wants_it = self.knowledge is Knowledge.NONE and self._needs_state
         return self._load_retry_at if wants_it else None
+
+    @property
+    def _needs_state(self) -> bool:
+        return bool(self._inputs or self._anchors or self._questions or self._doubt)
+
+    def _take_doubt(self, doubt: tuple[str, Block], now: float) -> bool:
+        """Block the run, whatever is under way in the sandbox: a stimulus stays without its activation."""
+        if self.knowledge in (Knowledge.NONE, Knowledge.LOADING):
+            return False
+        self._doubt = None
+        run_id, block = doubt
+        state = self.state
+        if state is None or state.run_id != run_id or state.terminal is not None or self.blocked is not None:
+            return True
+        self._out(out.Evict(run_id))
+        if self._awaits in (Waiting.ACTIVATION, Waiting.REPLAY, Waiting.ANSWER):
+            self._token += 1
+            self._awaits = Waiting.NOBODY
+            self._validated = 0
+        self._commands.clear()  # a replay asks for them again
+        self._needs_replay = True
+        self._just_replayed = False
+        self._block(block, now)
+        return True
+
+    def _output_all(self, outputs: Iterable[out.Output]) -> None:
+        for output in outputs:
+            self._out(output)
 
     def _block(self, block: Block, now: float) -> None:
         delay = BLOCKED_RETRY_S[min(self._blocked_attempts, len(BLOCKED_RETRY_S) - 1)]
