@@ -220,12 +220,37 @@ def main(arguments: list[str]) -> int:
 
 def _table(fixes: list[Fix]) -> list[str]:
     shown = [fix for fix in fixes if fix.caught_by]
-    covered = [fix for fix in fixes if not fix.caught_by]
-    lines = ["| Fix | Holes | Instead | Lives | More likely there |", "|---|---|---|---|---|"]
-    lines += [f"| {fix.name} | {fix.holes} | {fix.without} | {fix.lives} | {fix.focused} |" for fix in shown]
-    lines += ["", "| Fix | Holes | Instead | Why no life shows it |", "|---|---|---|---|"]
-    lines += [f"| {fix.name} | {fix.holes} | {fix.without} | {fix.remark} |" for fix in covered]
+    lines = ["| Fix | Hole | Taken out | What lives showed | Lives |", "|---|---|---|---|--:|"]
+    for fix in shown:
+        lives = f"{fix.lives}, with {fix.focused}" if fix.focused else str(fix.lives)
+        lines.append(f"| {fix.name} | {fix.holes} | {fix.without} | {_words(fix)} | {lives} |")
+    lines += ["", "| Fix | Hole | Taken out | Why no life shows it |", "|---|---|---|---|"]
+    lines += [f"| {fix.name} | {fix.holes} | {fix.without} | {fix.remark} |" for fix in fixes if not fix.caught_by]
     return lines
+
+
+_WORDS = {
+    "still wait": "clients and runs still wait 50 minutes after the last fault",
+    "is listed as": "a closed run is listed as open",
+    "refused to its client, and ran": "a refused start ran",
+    "ran 2 times": "one attempt ran twice",
+    "has no run": "clients were given runs that do not exist",
+    "commits": "two commits under one number",
+    "time went back": "time went back",
+    "terminate": "what a client was told of a termination is not so",
+    "KeyError": "histories with holes were taken for whole",
+    "scheduled twice": "histories that do not replay",
+    "never scheduled": "outcomes of one run in another",
+    "left behind": "messages or listing records that nobody will ever look at",
+    "again and again": "a timer fires without end",
+    "goes round in circles": "owners go round in circles",
+}
+"""What the patterns of findings stand for, for people."""
+
+
+def _words(fix: Fix) -> str:
+    first = fix.caught_by.split("|")[0]
+    return next(words for pattern, words in _WORDS.items() if first.startswith(pattern))
 
 
 if __name__ == "__main__":
