@@ -30,6 +30,11 @@ class AskedCommands:
         """Ask for the end of a call that an earlier activation made."""
         self._cancels[number] = command
 
+    @property
+    def anything(self) -> bool:
+        """Whether something was asked for."""
+        return bool(self._commands or self._cancels)
+
     def take(self) -> list[Command]:
         """Everything, and begin anew. Cancels come last and sorted: Trio cancels the tasks of a scope in the order of
         their addresses, which differs from process to process."""

@@ -75,7 +75,7 @@ class Messages:
         self._signals: dict[int, ReceivedSignal] = {}
         self._received = 0
         self._updates: dict[str, CarriedUpdate] = {}
-        self._without_handler: dict[str, deque[CarriedUpdate]] = {}
+        self._waiting: dict[str, deque[tuple[CarriedUpdate, bool]]] = {}
         self._tasks = 0
 
     # --- from outside, inside the Trio program ------------------------------------------------------------------------
@@ -87,6 +87,13 @@ class Messages:
     def hold(self) -> None:
         """No handler begins any more: what has not been taken goes on to the next run."""
         self._held = self._mail.held = True
+
+    def release(self) -> None:
+        """There will be no next run after all."""
+        self._held = self._mail.held = False
+        for kind, name in list(self._handlers):
+            self._hand_over(kind, name)
+        self._mail.wake_all()
 
     def signal(self, carried: CarriedSignal) -> None:
         """A signal has come."""
@@ -100,10 +107,14 @@ class Messages:
     def update(self, update: CarriedUpdate) -> None:
         """An update was accepted. If there is a handler, its validator has had its say."""
         self._updates[update.update_id] = update
-        if ("update", update.name) in self._handlers and not self._held:
+        has_handler = ("update", update.name) in self._handlers
+        if has_handler and not self._held:
             self._start(f"update {update.name}", self._run_update, update, True)
         else:
-            self._without_handler.setdefault(update.name, deque()).append(update)
+            self._wait(update, validated=has_handler)
+
+    def _wait(self, update: CarriedUpdate, *, validated: bool) -> None:
+        self._waiting.setdefault(update.name, deque()).append((update, validated))
 
     # --- from the code of the run -------------------------------------------------------------------------------------
 
@@ -123,14 +134,16 @@ class Messages:
         if key in self._handlers and message.kind == "update":
             self._validators.pop(message.name, None)  # it belonged to the handler before
         self._handlers[key] = _Handler(message, call, owner, is_async=is_async)
-        if self._held:
-            return
-        if message.kind == "signal":
-            for signal in self._mail.take_all(message.name):
+        if not self._held:
+            self._hand_over(message.kind, message.name)
+
+    def _hand_over(self, kind: str, name: str) -> None:
+        if kind == "signal":
+            for signal in self._mail.take_all(name):
                 self._start_signal(signal)
-        elif message.kind == "update":
-            for update in self._without_handler.pop(message.name, ()):
-                self._start(f"update {update.name}", self._run_update, update, False)
+        elif kind == "update":
+            for update, validated in self._waiting.pop(name, ()):
+                self._start(f"update {name}", self._run_update, update, validated)
 
     def add_validator(self, name: str, validator: Callable[..., Any]) -> None:
         """Ask `validator` before updates of this name are accepted."""
@@ -219,6 +232,8 @@ class Messages:
 
     async def _run_signal(self, signal: ReceivedSignal) -> None:
         if self._held:
+            del self._signals[signal.number]
+            self._mail.put(signal)
             return
         carried = signal.carried
         handler = self._handlers["signal", carried.name]
@@ -243,6 +258,7 @@ class Messages:
 
     async def _run_update(self, update: CarriedUpdate, validated: bool) -> None:
         if self._held:
+            self._wait(update, validated=validated)
             return
         handler = self._handlers["update", update.name]
         refusal: BaseException | None = None

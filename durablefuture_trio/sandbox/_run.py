@@ -303,6 +303,7 @@ class WorkflowRun(RunMessages, RunCalls):
         if self._blocked is not None or self._closing or only_cancelled(error):
             raise error
         if continuation_in(error) is not None:
+            self._messages.release()
             return self._failure_record(
                 RuntimeError(
                     f"{what} called continue_as_new, which would end the run before the update has an answer: set a "

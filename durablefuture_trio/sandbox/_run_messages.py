@@ -13,6 +13,7 @@ from durablefuture_trio.authoring._runtime import current_run
 from durablefuture_trio.codec.payload import Failure, Payload
 from durablefuture_trio.errors import SandboxViolationError
 from durablefuture_trio.history.events import WorkflowStarted
+from durablefuture_trio.sandbox._asked import AskedCommands
 from durablefuture_trio.sandbox._conditions import Conditions
 from durablefuture_trio.sandbox._endings import leaves
 from durablefuture_trio.sandbox._guards import Guards
@@ -22,6 +23,9 @@ from durablefuture_trio.sandbox._trio_driver import RunDropped, TrioDriver
 
 MAX_NOTES = 100
 """Notes kept until the host takes them: an activation that has more to say is not listened to."""
+
+
+ONLY_LOOKS = "only looks at what the run holds"
 
 
 class _Reading:
@@ -47,6 +51,7 @@ class RunMessages:
     beyond_history: bool
     _driver: TrioDriver
     _messages: Messages
+    _asked: AskedCommands
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,9 +118,8 @@ class RunMessages:
         if self._reading is not None:
             source = source_here(2)
             error = SandboxViolationError(
-                f"{self._reading.what} only looks at what the run holds, but it used {what}"
-                f"{f' at {source}' if source else ''}: do that in the workflow, or in the handler of a signal or an "
-                "update",
+                f"{self._reading.what} {ONLY_LOOKS}, but it used {what}{f' at {source}' if source else ''}: do that in "
+                "the workflow, or in the handler of a signal or an update",
                 source=source,
             )
             self.violated(error)
@@ -158,12 +162,16 @@ class RunMessages:
             with Guards(whole):
                 context = copy_context()
                 context.run(current_run.set, whole)
-                return context.run(self._driver.look, question), None
+                answer = context.run(self._driver.look, question)
+                if self._asked.anything:
+                    raise SandboxViolationError(f"a query or a validator {ONLY_LOOKS}, but it cancelled a call")
+                return answer, None
         except Exception as error:  # noqa: BLE001 - the answer, whatever it is
             if any(isinstance(leaf, SandboxViolationError) for leaf in leaves(error)):
                 self.spoiled = True
             return None, self._failure_record(error)
         finally:
+            self._asked.forget()
             self._replaying = replaying
 
     def _failure_record(self, error: BaseException) -> Failure:

@@ -52,6 +52,11 @@ class Mailbox:
         if box.lot:
             box.lot.unpark()
 
+    def wake_all(self) -> None:
+        """Wake everybody who waits, to look again."""
+        for box in self._boxes.values():
+            box.lot.unpark_all()
+
     def take_all(self, name: str) -> list[ReceivedSignal]:
         """Take the signals of a name, in the order they came in."""
         box = self._boxes.pop(name, None)
