@@ -221,7 +221,7 @@ async def test_h10_a_workflow_id_without_any_run_is_sent_nothing(world: World) -
     """No history could remember that it was refused: a copy on its way would reach a run that begins meanwhile."""
     handle = world.client.handle("nobody")
     for call in (lambda: handle.signal(approve, "Ann"), lambda: handle.update(set_quantity, 1), handle.cancel):
-        with pytest.raises(WorkflowNotFoundError, match="'nobody' is not known"):
+        with pytest.raises(WorkflowNotFoundError, match="'nobody' is not known"), trio.fail_after(60):
             await call()
     assert world.published() == []
 
@@ -544,7 +544,7 @@ def failed_for_now(next_run_id: str) -> WorkflowFailed:
     return WorkflowFailed(id=3, at=101.0, failure=failure_of(ValueError("no")), next_run_id=next_run_id)
 
 
-@pytest.mark.parametrize("ends", ["terminated", "tried again", "replaced"])
+@pytest.mark.parametrize("ends", ["terminated", "tried again", "replaced", "terminated and followed"])
 async def test_m4_an_accepted_update_fails_when_its_run_ends_without_having_completed_it(
     world: World, ends: str
 ) -> None:
@@ -561,8 +561,11 @@ async def test_m4_an_accepted_update_fails_when_its_run_ends_without_having_comp
             case "tried again":
                 _, begin = continued("run-1", "run-2")
                 await world.owner.commit("order-1", "run-2", failed_for_now("run-2"), begin)
-            case _:
+            case "replaced":
                 await world.owner.commit("order-1", "run-2", end, started(REQUEST, "run-2", "another"))
+            case _:
+                await world.owner.close("order-1", "run-1", end)
+                await world.owner.commit("order-1", "run-2", started(REQUEST, "run-2", "another"))
     (error,) = outcomes
     assert isinstance(error, UpdateFailedError)
     assert "was accepted, but the run ended before its handler had returned" in str(error)
