@@ -286,7 +286,9 @@ class RunInputs(RunDrafting):
     def _take_question(self, now: float) -> bool:
         state = self.state
         question = self._questions[0]
-        if state is None or question.run_id not in ("", state.run_id, state.started.chain_id):
+        if not self._is_confirmed:  # loaded from a replica that is behind, it may not know an acknowledged signal
+            self._ask_leader()
+        elif state is None or question.run_id not in ("", state.run_id, state.started.chain_id):
             self._refuse_questions("not_found", f"workflow id {self.workflow_id!r} has no such run")
         elif self._is_quiescing:
             self._questions.clear()

@@ -360,5 +360,5 @@ class _Notices(logging.Handler):
 
 
 def _brief(event: Event) -> str:
-    text = repr(event)
-    return text if len(text) <= 240 else f"{text[:240]}…"
+    text = repr(event).replace(", encoding='json'", "")
+    return text if len(text) <= 180 else f"{text[:180]}…"
