@@ -8,11 +8,11 @@ from typing import Any, Protocol, TypedDict, TypeVar, TypeVarTuple
 
 import msgspec
 
+from durablefuture_trio import codec
 from durablefuture_trio._ids import check_workflow_id
 from durablefuture_trio.authoring._definition import Definition, definition_of
 from durablefuture_trio.authoring._futures import Countdown, DurableCall, DurableFuture
 from durablefuture_trio.authoring._runtime import WorkflowRuntime
-from durablefuture_trio.codec import decode_arguments, encode_arguments, encode_value
 from durablefuture_trio.codec.payload import Payload
 from durablefuture_trio.errors import PayloadError
 from durablefuture_trio.history.events import ParentClose
@@ -193,11 +193,11 @@ def target_of(wf: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result_
     if isinstance(wf, str):
         if not wf:
             raise TypeError("the name of a workflow must not be empty")
-        return Target(wf, encode_arguments(args), result_type)
+        return Target(wf, codec.encode_arguments(args), result_type)
     definition = _workflow_of(wf)
-    arguments = encode_arguments(definition.bind_arguments(args, kwargs))
+    arguments = codec.encode_arguments(definition.bind_arguments(args, kwargs))
     try:
-        decode_arguments(arguments, definition.parameter_hints)
+        codec.decode_arguments(arguments, definition.parameter_hints)
     except PayloadError as error:
         # Refused here, because what is recorded cannot be mended: it would block the run for ever.
         names = ", ".join(definition.signature.names)
@@ -250,7 +250,7 @@ def child_start(target: Target, options: Mapping[str, Any]) -> ChildStart:
         parent_close=parent_close,
         execution_timeout=timeout,
         retry_policy=policy,
-        memo=None if memo is None else encode_value(memo),
+        memo=None if memo is None else codec.encode_value(memo),
     )
 
 
@@ -264,7 +264,7 @@ def encoded_signal(signal: Any, args: tuple[Any, ...]) -> tuple[str, Payload]:
     if isinstance(signal, str):
         if not signal:
             raise TypeError("the name of a signal must not be empty")
-        return signal, encode_arguments(args)
+        return signal, codec.encode_arguments(args)
     if isinstance(signal, Definition) and signal.kind == "signal":
-        return signal.name, encode_arguments(signal.bind_arguments(args))
+        return signal.name, codec.encode_arguments(signal.bind_arguments(args))
     raise TypeError(f"{signal!r} is no signal: give a signal declared with @workflow.signal, or its name")
