@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from durablefuture_trio.engine.commands import Command
+from durablefuture_trio.engine.commands import Command, signature_of_command
 
 
 class AskedCommands:
@@ -17,6 +17,10 @@ class AskedCommands:
         """Ask for something that cannot be taken back: the end of an update, a marker."""
         self._others -= 1
         self._commands[self._others] = command
+
+    def has(self, signature: tuple[str, int, str]) -> bool:
+        """Whether a command of this signature was asked for."""
+        return any(signature_of_command(command) == signature for command in self._commands.values())
 
     def add_call(self, number: int, command: Command) -> None:
         """Ask for the call with this number (from 1): an activity, a child, a request to another workflow."""

@@ -86,6 +86,11 @@ class DurableCalls:
         self._settled = 0
         self._abandoned: set[int] = set()
 
+    @property
+    def made(self) -> int:
+        """How many calls the run has made so far: the number of the last one."""
+        return self._made
+
     # --- making calls -------------------------------------------------------------------------------------------------
 
     def activity(self, name: str, arguments: Payload, options: ActivityOptionsRecord, result_type: Any) -> ActivityCall:

@@ -31,6 +31,7 @@ from durablefuture_trio.ports.frames import (
 )
 from durablefuture_trio.sandbox._blocked import RunBlockedError, blocked_frame
 from durablefuture_trio.sandbox._run import RunnableWorkflow, WorkflowRun
+from durablefuture_trio.sandbox._tail import Tail, unfinished_tail
 
 DEFAULT_CACHED_WORKFLOWS = 1000
 
@@ -201,9 +202,9 @@ class ReplayHost:
             return [Missing(exchange=frame.exchange, run_id=frame.run_id)] if frame.last else []
         try:
             commits = replay.decode(frame.commits)
-            beyond = _nothing_recorded_from(commits) if frame.last else None
+            tail = unfinished_tail(commits) if frame.last else {}
             for commit in commits:
-                self._replay_commit(replay, commit, beyond)
+                self._replay_commit(replay, commit, tail)
         except Exception as error:  # noqa: BLE001 - user code must not take down the other runs of this process
             replay.error = error
         if not frame.last:
@@ -211,7 +212,7 @@ class ReplayHost:
         del self._loading[frame.run_id]
         return self._finish_loading(replay, frame)
 
-    def _replay_commit(self, replay: _Replay, commit: Commit, beyond: int | None) -> None:
+    def _replay_commit(self, replay: _Replay, commit: Commit, tail: Tail) -> None:
         for event in own_events(commit):
             event_class = class_of(event)
             if event_class is EventClass.COMMAND:
@@ -220,7 +221,7 @@ class ReplayHost:
                 if isinstance(event, WorkflowStarted):
                     replay.begin(self._new_run(event))
                 run = replay.started_run(event)
-                run.beyond_history = beyond is not None and event.id >= beyond
+                run.recorded_ahead = tail.get(event.id)
                 replay.matcher.produce(self._watched(run, event, replaying=True))  # type: ignore[arg-type] # its class says that it is a stimulus
         replay.matcher.end_commit(finished=commit.finished)
 
@@ -241,6 +242,7 @@ class ReplayHost:
         if run.finished and not frame.keep:
             self._evicted.append(run)
         else:
+            run.recorded_ahead = None
             self._runs[frame.run_id] = run
             self._loaded[frame.run_id] = None
         return [*warnings, *_lines_of(run, frame.run_id), answer]
@@ -294,20 +296,6 @@ class ReplayHost:
             message = f"the run could not be activated: {error!r}"
         stack = "".join(traceback.format_exception(error))
         return Blocked(exchange=exchange, run_id=run_id, kind="crashed", message=message, stack=stack)
-
-
-def _nothing_recorded_from(commits: list[Commit]) -> int | None:
-    """The first event at the end of a history after which nothing is recorded that code did: activations whose writer
-    died, or stimuli that came while the run was blocked. None: there is none."""
-    first: int | None = None
-    for commit in reversed(commits):
-        if commit.finished:
-            return first
-        for event in reversed(own_events(commit)):
-            if class_of(event) is EventClass.COMMAND:
-                return first
-            first = event.id
-    return first
 
 
 def _lines_of(run: WorkflowRun, run_id: str) -> list[SandboxUp]:

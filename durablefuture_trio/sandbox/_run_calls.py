@@ -10,12 +10,13 @@ from durablefuture_trio.authoring._children import ChildStart
 from durablefuture_trio.authoring._futures import DurableCall
 from durablefuture_trio.codec.payload import Payload
 from durablefuture_trio.engine.commands import RecordMarker
-from durablefuture_trio.history.events import WorkflowStarted
+from durablefuture_trio.history.events import Event, WorkflowStarted
 from durablefuture_trio.history.options import ActivityOptionsRecord
 from durablefuture_trio.sandbox._asked import AskedCommands
 from durablefuture_trio.sandbox._call_kinds import ActivityCall, Call, ChildWorkflowCall
 from durablefuture_trio.sandbox._calls import DurableCalls
 from durablefuture_trio.sandbox._sources import source_here
+from durablefuture_trio.sandbox._tail import is_past
 from durablefuture_trio.sandbox._trio_driver import RunDropped
 
 
@@ -24,8 +25,8 @@ class RunCalls:
 
     Attributes:
         history_patches: the patches that the history being replayed has markers of.
-        beyond_history: nothing is recorded of what comes of the stimulus that is replayed, nor of any after it. What
-            the code does now is decided now, as in a live activation.
+        recorded_ahead: the commands that are recorded after the stimulus which is replayed, if the history ends before
+            it says that there are no others; None: it does say so.
 
     Attributes of the run that are used here: ``_asked``, ``_calls``, ``_started``, ``_closing``, ``_replaying``.
     """
@@ -39,7 +40,14 @@ class RunCalls:
     def __init__(self) -> None:
         self._patches: dict[str, bool] = {}
         self.history_patches: frozenset[str] = frozenset()
-        self.beyond_history = False
+        self.recorded_ahead: tuple[Event, ...] | None = None
+
+    @property
+    def beyond_history(self) -> bool:
+        """Whether the code has come past what is recorded, although a history is being replayed: its writer died, or
+        the run was blocked. What the code does from here on is decided now, as in a live activation."""
+        ahead = self.recorded_ahead
+        return ahead is not None and is_past(ahead, self._asked, self._calls.made)
 
     def refuse(self, what: str) -> None:
         """Raise if the code may not ask for anything now."""
@@ -120,7 +128,7 @@ class RunCalls:
 
     def _record_patch(self, patch: str, *, deprecated: bool) -> bool:
         self.refuse(f"patch {patch!r}")
-        if self._replaying and not self.beyond_history and patch not in self.history_patches:
+        if self._replaying and patch not in self.history_patches and not self.beyond_history:
             return False
         self._asked.add(RecordMarker(patch=patch, deprecated=deprecated, source=source_here(2)))
         return True

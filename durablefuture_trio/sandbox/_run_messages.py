@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextvars import copy_context
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from durablefuture_trio import codec
 from durablefuture_trio.authoring._messages import MessageDefinition
@@ -48,7 +48,11 @@ class RunMessages:
     _started: WorkflowStarted
     _closing: bool
     _replaying: bool
-    beyond_history: bool
+    if TYPE_CHECKING:
+
+        @property
+        def beyond_history(self) -> bool: ...
+
     _driver: TrioDriver
     _messages: Messages
     _asked: AskedCommands

@@ -246,6 +246,21 @@ def test_a_run_of_whose_activation_something_is_recorded_stays_on_the_old_side()
     assert asked(list(answer.unmatched)) == ["ship"]
 
 
+@pytest.mark.parametrize("recorded", [0, 1, 2])
+def test_a_run_whose_code_has_come_past_what_is_recorded_takes_the_new_side(recorded: int) -> None:
+    async def body() -> None:
+        futures = [charge.submit(), charge.submit()]
+        futures.append(drone.submit() if workflow.patched(PATCH) else ship.submit())
+        await gather(*futures)
+
+    story = Story(host_with(body), "order")
+    everything = asked(story.start())
+    cut = body_of(story.run_id, story.commits[0][: 1 + recorded], number=1, finished=False)
+    answer = story.replay(host_with(body), bodies=(cut,))
+    assert isinstance(answer, Loaded)
+    assert asked(list(answer.unmatched)) == everything[recorded:] == ["charge", "charge", PATCH, "drone"][recorded:]
+
+
 def test_what_follows_in_a_later_chunk_counts_as_recorded() -> None:
     story = story_of("before")
     host = host_with(patched)
