@@ -30,6 +30,7 @@ from durablefuture_trio.supervisor._ownership import Ownership
 from durablefuture_trio.supervisor._shard import Shard
 from durablefuture_trio.supervisor._signals import run_until_stopped
 from durablefuture_trio.supervisor._tree import Children, run_children
+from durablefuture_trio.supervisor._verifier import Verifiers
 from durablefuture_trio.supervisor.settings import Settings, load_settings
 
 logger = logging.getLogger("durablefuture_trio.supervisor")
@@ -51,8 +52,16 @@ class Supervisor:
         client: a client of its namespace, on its own connection to NATS.
     """
 
-    def __init__(self, client: Client, ownership: Ownership, children: Children, broker: Broker) -> None:
+    def __init__(
+        self,
+        client: Client,
+        ownership: Ownership,
+        children: Children,
+        broker: Broker,
+        verifiers: Verifiers | None = None,
+    ) -> None:
         self.client = client
+        self._verifiers = verifiers
         self._ownership = ownership
         self._children = children
         self._broker = broker
@@ -67,6 +76,7 @@ class Supervisor:
         return {
             "shards": {number: shard.statistics() for number, shard in self._ownership.shards.items()},
             "link_up": self._broker.link.up,
+            **({} if self._verifiers is None else {"verified": self._verifiers.statistics()}),
         }
 
 
@@ -171,6 +181,7 @@ async def serve(
                     replicas=settings.nats.replicas,
                 )
                 clock = ServerClock()
+                verifiers = _verifiers(children)
                 new_shard = partial(
                     _new_shard,
                     broker=broker,
@@ -178,12 +189,13 @@ async def serve(
                     replay=wires.replay(children.replay),
                     activities=wires.activities(children.activities),
                     clock=clock,
+                    verifiers=verifiers,
                 )
                 ownership = Ownership(broker, subjects, member, clock, new_shard, lease_s=settings.supervisor.lease_s)
                 async with trio.open_nursery() as owners:
                     await owners.start(ownership.run)
                     async with open_client(broker, subjects, clock=clock.now) as client:
-                        task_status.started(Supervisor(client, ownership, children, broker))
+                        task_status.started(Supervisor(client, ownership, children, broker, verifiers))
                         await trio.sleep_forever()
 
 
@@ -215,6 +227,15 @@ async def _start_parts(
         starting.start_soon(start_children)
         starting.start_soon(start_server)
     return children[0], options[0]
+
+
+def _verifiers(children: Children) -> Verifiers | None:
+    """The processes of paranoid mode; None without it."""
+    replay = children.replay
+    if replay is None or not children.verifiers:
+        return None
+    same_seed, other_seed = children.verifiers
+    return Verifiers(same_seed, other_seed, lambda: replay.code_hash)
 
 
 def _new_shard(number: int, on_reader_lost: Callable[[], None], **plugs: Any) -> Shard:

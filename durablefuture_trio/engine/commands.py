@@ -177,6 +177,19 @@ def signature_of_command(command: Command) -> tuple[str, int, str]:
             return ("continue as new", 0, command.workflow)
 
 
+def values_of(item: Command | Event) -> Payload | None:
+    """What workflow code handed over with a command: arguments, or a result. None: nothing."""
+    match item:
+        case ScheduleActivity() | StartChild() | RequestExternal() | ContinueAsNew():
+            return item.arguments
+        case ActivityScheduled() | ChildInitiated() | ExternalRequested() | ContinuedAsNew():
+            return item.arguments
+        case CompleteWorkflow() | CompleteUpdate() | WorkflowCompleted() | UpdateCompleted():
+            return item.result
+        case _:
+            return None
+
+
 def signature_of_event(event: Event) -> tuple[str, int, str] | None:
     """The same for a recorded command event; None for the other classes."""
     match event:

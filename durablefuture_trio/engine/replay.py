@@ -17,9 +17,10 @@ from durablefuture_trio.engine.commands import (
     ScheduleActivity,
     signature_of_command,
     signature_of_event,
+    values_of,
 )
 from durablefuture_trio.errors import NondeterminismError
-from durablefuture_trio.history.events import ActivityScheduled, Event, MarkerRecorded
+from durablefuture_trio.history.events import Event, MarkerRecorded
 
 CONTEXT_LINES = 3
 """How many matching commands are shown before the first difference."""
@@ -34,11 +35,15 @@ class CommandMatcher:
     """Compares produced commands with recorded ones, for one replay of one history.
 
     Args:
-        strict: differing arguments of an activity call are an error too, not a warning.
+        strict: differing values (arguments, results) are an error too. Otherwise those of an activity call are a
+            warning.
+
+    Attributes:
+        strict: as above; may change from commit to commit.
     """
 
     def __init__(self, *, strict: bool = False) -> None:
-        self._strict = strict
+        self.strict = strict
         self._produced: deque[Command] = deque()
         self._matched: deque[tuple[int, Command]] = deque(maxlen=CONTEXT_LINES)
         self._warnings: list[str] = []
@@ -74,8 +79,7 @@ class CommandMatcher:
         signature = signature_of_command(command)
         if signature != expected:
             raise self._difference(describe(expected), describe(signature), event_id=event.id, source=command.source)
-        if isinstance(command, ScheduleActivity) and isinstance(event, ActivityScheduled):
-            self._compare_arguments(command, event)
+        self._compare_values(command, event)
         self._matched.append((event.id, command))
 
     def _produces_patch(self, patch: str) -> bool:
@@ -92,18 +96,21 @@ class CommandMatcher:
             command = self._produced[0]
             raise self._difference("", describe(signature_of_command(command)), source=command.source)
 
-    def _compare_arguments(self, command: ScheduleActivity, event: ActivityScheduled) -> None:
-        if event.arguments is None or event.arguments == command.arguments:
+    def _compare_values(self, command: Command, event: Event) -> None:
+        then, now = values_of(event), values_of(command)
+        if then == now:
             return
         what = describe(signature_of_command(command))
-        recorded = f"{what} with {_shown(event.arguments.data)}"
-        produced = f"{what} with {_shown(command.arguments.data)}"
-        if self._strict:
-            raise self._difference(recorded, produced, event_id=event.id, source=command.source)
-        self._warnings.append(
-            f"event {event.id}: {what} was made with other arguments than recorded; the recorded ones were used "
-            f"(recorded {_shown(event.arguments.data)}, now {_shown(command.arguments.data)}, at {command.source})"
-        )
+        before, after = (_shown(b"" if value is None else value.data) for value in (then, now))
+        if self.strict:
+            raise self._difference(
+                f"{what} with {before}", f"{what} with {after}", event_id=event.id, source=command.source
+            )
+        if isinstance(command, ScheduleActivity):
+            self._warnings.append(
+                f"event {event.id}: {what} was made with other arguments than recorded; the recorded ones were used "
+                f"(recorded {before}, now {after}, at {command.source})"
+            )
 
     def _difference(
         self, recorded: str, produced: str, *, event_id: int | None = None, source: str = ""

@@ -166,6 +166,26 @@ class Projection:
             marked = msgspec.structs.replace(record, status="blocked", blocked=message, revision=record.revision + 1)
             await self.write(marked, last_seq=standing.seq)
 
+    async def mark_doubted(self, workflow_id: str, run_id: str, tip_n: int, message: str) -> bool:
+        """Show in listings that a run has closed (with commit `tip_n`) on a way that a replay does not take. False: its
+        last record is not written yet.
+
+        Raises:
+            BrokerError: as the server says.
+        """
+        subject = self._subjects.projection(workflow_id)
+        standing = await self._broker.last(self._subjects.projection_stream, subject, confirmed=True)
+        try:
+            record = None if standing is None else decode_record(standing.body)
+        except msgspec.MsgspecError:
+            return True
+        if standing is None or record is None or record.n < tip_n:
+            return False
+        if record.run_id == run_id and record.blocked != message:
+            marked = msgspec.structs.replace(record, blocked=message, revision=record.revision + 1)
+            await self.write(marked, last_seq=standing.seq)
+        return True
+
     @staticmethod
     def supersedes(record: ProjectionRecord, standing: bytes) -> bool:
         """Whether `record` is newer than the standing one (which may be unreadable: then it is replaced)."""

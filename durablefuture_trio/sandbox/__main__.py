@@ -121,6 +121,7 @@ def _serve_runs(hello: Hello, first: list[SandboxDown], batches: Iterator[list[S
         sys.modules["pytest"] = None  # type: ignore[assignment] # the documented way to make an import fail
     from durablefuture_trio.ports.child_process import limit_address_space
     from durablefuture_trio.sandbox import _guards, _logs, _process
+    from durablefuture_trio.sandbox._forks import replay_in_forks
     from durablefuture_trio.sandbox._host import DEFAULT_CACHED_WORKFLOWS, ReplayHost
 
     if blocked:
@@ -148,7 +149,7 @@ def _serve_runs(hello: Hello, first: list[SandboxDown], batches: Iterator[list[S
     host = ReplayHost(
         registry.workflows,
         cached_workflows=DEFAULT_CACHED_WORKFLOWS if cached is None else cached,
-        strict=bool(hello.settings.get("strict")),
+        strict_code=registry.code_hash if hello.settings.get("verifier") else "",
         watch=page,
     )
     collector = _Collector()
@@ -165,7 +166,10 @@ def _serve_runs(hello: Hello, first: list[SandboxDown], batches: Iterator[list[S
         )
     )
     answers.flush()
-    _loop(host, page, collector, first, batches, answers)
+    if hello.settings.get("verifier"):
+        replay_in_forks(host, page, first, batches, answers)
+    else:
+        _loop(host, page, collector, first, batches, answers)
     return 0
 
 

@@ -62,7 +62,8 @@ class ReplayHost:
     Args:
         workflows: the registered definitions by name.
         cached_workflows: how many runs are kept in memory, least recently used first to go; 0 is allowed.
-        strict: differing arguments of a replayed activity call block the run instead of being logged.
+        strict_code: digest of the code whose own commits have to be repeated to the byte, arguments and results too:
+            then differing ones block the run. What other code wrote may differ in them, and is logged.
         watch: told where activations begin and end.
     """
 
@@ -71,12 +72,12 @@ class ReplayHost:
         workflows: Mapping[str, RunnableWorkflow],
         *,
         cached_workflows: int = DEFAULT_CACHED_WORKFLOWS,
-        strict: bool = False,
+        strict_code: str = "",
         watch: ActivationWatch | None = None,
     ) -> None:
         self._workflows = workflows
         self._limit = cached_workflows
-        self._strict = strict
+        self._strict_code = strict_code
         self._watch: ActivationWatch = watch or _NoWatch()
         self._runs: OrderedDict[str, WorkflowRun] = OrderedDict()
         self._loaded: OrderedDict[str, None] = OrderedDict()
@@ -196,7 +197,7 @@ class ReplayHost:
         if frame.first:
             self._loading_stopped(frame.run_id)
             self._forget(frame.run_id)
-            self._loading[frame.run_id] = _Replay(frame.run_id, strict=self._strict, patches=frame.patches)
+            self._loading[frame.run_id] = _Replay(frame.run_id, patches=frame.patches)
         replay = self._loading.get(frame.run_id)
         if replay is None:
             return [Missing(exchange=frame.exchange, run_id=frame.run_id)] if frame.last else []
@@ -213,6 +214,7 @@ class ReplayHost:
         return self._finish_loading(replay, frame)
 
     def _replay_commit(self, replay: _Replay, commit: Commit, tail: Tail) -> None:
+        replay.matcher.strict = bool(self._strict_code) and commit.code_hash == self._strict_code
         for event in own_events(commit):
             event_class = class_of(event)
             if event_class is EventClass.COMMAND:
@@ -308,10 +310,10 @@ def _lines_of(run: WorkflowRun, run_id: str) -> list[SandboxUp]:
 class _Replay:
     """A history on its way in, commit by commit."""
 
-    def __init__(self, run_id: str, *, strict: bool, patches: tuple[str, ...]) -> None:
+    def __init__(self, run_id: str, *, patches: tuple[str, ...]) -> None:
         self.run_id = run_id
         self.patches = frozenset(patches)
-        self.matcher = CommandMatcher(strict=strict)
+        self.matcher = CommandMatcher()
         self.run: WorkflowRun | None = None
         self.error: Exception | None = None
         self._commits = 0

@@ -46,9 +46,7 @@ class ActivationWatch:
         """Nothing is owed: the next look starts anew."""
         self._seen = None
 
-    def overdue(
-        self, state: PageState, pid: int, answered: int, limit_s: float, *, now: float, interval_s: float
-    ) -> bool:
+    def overdue(self, state: PageState, answered: int, limit_s: float, *, now: float, interval_s: float) -> bool:
         """Look once; True when the child is at one and the same thing for too long.
 
         Args:
@@ -69,7 +67,7 @@ class ActivationWatch:
         if self._wall_s > WALL_FACTOR * limit_s:
             return True
         # Another look than the first, so that a page that was read while it was being written convicts nobody.
-        return state.busy and self._wall_s > 0 and _process_cpu_s(pid) - state.cpu_ns / 1e9 > limit_s
+        return state.busy and self._wall_s > 0 and _process_cpu_s(state.pid) - state.cpu_ns / 1e9 > limit_s
 
     def stack(self) -> str:
         """What faulthandler has written by now."""

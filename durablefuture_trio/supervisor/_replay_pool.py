@@ -29,6 +29,9 @@ _LOOKS_PER_LIMIT = 4
 _IDLE_LOOKS = 20
 _MAX_SUSPECTS = 1000
 
+HASH_SEED = "0"
+"""The order of sets of strings has to be the same in every process there ever is that runs workflows."""
+
 
 class _Load:
     """A history that is being handed over in chunks."""
@@ -47,11 +50,24 @@ class SandboxReplayPool:
         settings: ``[sandbox]``.
         hello: the first frame for every child; its name and settings are put in here.
         start_timeout_s: seconds a child may take to get ready.
+        role: what the processes are called.
+        hash_seed: their ``PYTHONHASHSEED``.
     """
 
-    def __init__(self, settings: SandboxSettings, hello: Hello, start_timeout_s: float) -> None:
+    def __init__(
+        self,
+        settings: SandboxSettings,
+        hello: Hello,
+        start_timeout_s: float,
+        *,
+        role: str = "replay",
+        hash_seed: str = HASH_SEED,
+    ) -> None:
         self._settings = settings
-        self.slots = [ReplaySlot(self, settings, hello, start_timeout_s, i) for i in range(settings.processes)]
+        self.slots = [
+            ReplaySlot(self, settings, hello, start_timeout_s, f"{hello.name}/{role}-{index}", hash_seed)
+            for index in range(settings.processes)
+        ]
         self._where: dict[str, ReplaySlot] = {}
         self._loading: dict[str, _Load] = {}
         self._suspects: dict[str, int] = {}

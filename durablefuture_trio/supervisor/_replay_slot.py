@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 from collections import deque
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("durablefuture_trio.supervisor.replay")
 
 _MODULE = "durablefuture_trio.sandbox"
-_HASH_SEED = "0"
-"""The order of sets of strings has to be the same in every replay process there ever is."""
-
 _FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP")
 """Signals that somebody else sends: an operator, or the kernel that is out of memory."""
 
@@ -62,14 +60,26 @@ class Question:
 
 
 class ReplaySlot:
-    """The place of one replay process (a `_keeper.ChildSlot`)."""
+    """The place of one replay process (a `_keeper.ChildSlot`).
+
+    Args:
+        name: of the process.
+        hash_seed: the order of sets of strings follows from it.
+    """
 
     exit_grace_s = 0.0  # a replay process has nothing to tidy up
 
     def __init__(
-        self, pool: SandboxReplayPool, settings: SandboxSettings, hello: Hello, start_timeout_s: float, index: int
+        self,
+        pool: SandboxReplayPool,
+        settings: SandboxSettings,
+        hello: Hello,
+        start_timeout_s: float,
+        name: str,
+        hash_seed: str,
     ) -> None:
-        self.name = f"{hello.name}/replay-{index}"
+        self.name = name
+        self._hash_seed = hash_seed
         self.child: Child | None = None
         self._pool = pool
         self._settings = settings
@@ -107,7 +117,7 @@ class ReplaySlot:
             ),
             up_type=SandboxUp,
             start_timeout_s=self._start_timeout_s,
-            environment={"PYTHONHASHSEED": _HASH_SEED},
+            environment={"PYTHONHASHSEED": self._hash_seed},
             inherited_fds=(self._watch.page_fd, self._watch.stack_fd),
         )
 
@@ -222,17 +232,16 @@ class ReplaySlot:
             return False
         state = self._watch.read()
         limit_s = self._limit_s(_find(self._questions, state.exchange if state.busy else None))
-        return self._watch.overdue(
-            state, self.child.pid, self._answered, limit_s, now=time.monotonic(), interval_s=interval_s
-        )
+        return self._watch.overdue(state, self._answered, limit_s, now=time.monotonic(), interval_s=interval_s)
 
     async def kill_deadlocked(self) -> None:
         """Have the child write its stack, then kill it; unless it goes on after all."""
         child, watch = self.child, self._watch
         if child is None or watch is None:
             return
-        before = (watch.read().counter, self._answered)
-        child.signal(signal.SIGUSR1)
+        state = watch.read()
+        before = (state.counter, self._answered)
+        _have_stack_written(child, state.pid)
         stack = ""
         with trio.move_on_after(_STACK_WAIT_S):
             while self.child is child and (not stack or stack != watch.stack()):
@@ -252,6 +261,17 @@ class ReplaySlot:
         self._watch.close()
         self._watch = None
         return state.exchange if state.busy else None
+
+
+def _have_stack_written(child: Child, pid: int) -> None:
+    """Signal the process that is busy: the child, or a fork of it that lasts as long as what it is busy with."""
+    if pid in (0, child.pid):
+        child.signal(signal.SIGUSR1)
+        return
+    try:
+        os.kill(pid, signal.SIGUSR1)
+    except ProcessLookupError:
+        log.debug("process %d of %s was gone already", pid, child.name)
 
 
 def _find(questions: deque[Question], exchange: int | None) -> Question:

@@ -49,6 +49,7 @@ from durablefuture_trio.protocol.schedules import Schedules
 from durablefuture_trio.protocol.subjects import Subjects
 from durablefuture_trio.supervisor._caution import Caution
 from durablefuture_trio.supervisor._clock import ServerClock
+from durablefuture_trio.supervisor._verifier import ShardVerifier, Target, Verdict, Verifiers
 from durablefuture_trio.supervisor._wakes import Wakes
 
 logger = logging.getLogger("durablefuture_trio.shard")
@@ -66,6 +67,7 @@ CAUTIOUS_S = 2.0
 """A run that is loaded alone has so long to bring its owner down."""
 
 LIST_AFTER_S = 0.002
+MARK_ATTEMPTS = 10
 HASTE_S = 0.2
 """An inbox that is lost sooner than this after it was opened is not opened again at once."""
 
@@ -84,6 +86,7 @@ class Shard:
         activities: ActivityPool,
         clock: ServerClock,
         on_reader_lost: Callable[[], None],
+        verifiers: Verifiers | None = None,
         owner_type: type[RunOwner] = RunOwner,
     ) -> None:
         self.number = number
@@ -101,6 +104,7 @@ class Shard:
         self._schedules = Schedules(broker, subjects, number)
         self._projection = Projection(broker, subjects)
         self._reader = HistoryReader(broker, subjects)
+        self._verifier = None if verifiers is None else ShardVerifier(verifiers, self._reader, self._doubted)
         self._loads = trio.CapacityLimiter(CONCURRENT_LOADS)
         self._known: OrderedDict[str, None] = OrderedDict()
         self._past_barrier = False
@@ -128,6 +132,7 @@ class Shard:
             out.Confirm: self._do_confirm,
             out.Activate: self._do_activate,
             out.Replay: self._do_replay,
+            out.Verify: self._do_verify,
             out.Evict: lambda owner, output: self._replay.evict(output.run_id),
             out.Publish: self._do_publish,
             out.Ask: self._do_ask,
@@ -155,6 +160,8 @@ class Shard:
             nursery.start_soon(self._keep_time)
             nursery.start_soon(self._write_listings)
             nursery.start_soon(self._hear_queries)
+            if self._verifier is not None:
+                nursery.start_soon(self._verifier.run)
             nursery.start_soon(self._end_spawning)
             task_status.started()
             while not self._is_abandoned:
@@ -208,6 +215,8 @@ class Shard:
         while not self.is_quiet:
             self._progress = trio.Event()
             await self._progress.wait()
+        if self._verifier is not None:
+            await self._verifier.drain()
 
     def quiesce(self) -> None:
         """Begin nothing new: leave the inbox, and what outcomes lead to, to the next owner."""
@@ -393,6 +402,7 @@ class Shard:
                 is_cached=self._replay.cached,
                 armed=self._schedules.of(workflow_id),
                 may_assume_fresh=self._past_barrier and workflow_id not in self._known,
+                is_verified=self._verifier is not None,
             )
             holder.append(owner)
             self._owners[workflow_id] = owner
@@ -548,6 +558,8 @@ class Shard:
     async def _stream_history(self, owner: RunOwner, output: out.Replay) -> None:
         """Read the history chunk by chunk and hand each on while the next one comes."""
         answered = partial(self._answered, owner, output.token)
+        if self._verifier is not None and owner.blocked is not None:
+            answered = partial(self._replayed_here, owner, output, self._verifier)
         async with self._loads:
             n = output.first_n
             while n <= output.tip_n:
@@ -570,6 +582,67 @@ class Shard:
                 except BrokerError as error:
                     logger.warning("reading the history of workflow %r: %r", owner.workflow_id, error)
                     await trio.sleep(1.0)
+
+    # --- paranoid mode ------------------------------------------------------------------------------------------------
+
+    def _do_verify(self, owner: RunOwner, output: out.Verify) -> None:
+        if self._verifier is not None:
+            self._verifier.verify(
+                Target(
+                    workflow_id=owner.workflow_id,
+                    run_id=output.run_id,
+                    first_n=output.first_n,
+                    tip_n=output.tip_n,
+                    patches=output.patches,
+                    wake_at=output.wake_at,
+                    is_closed=output.is_closed,
+                )
+            )
+
+    def _doubted(self, target: Target, block: Block) -> None:
+        workflow_id = target.workflow_id
+        if target.is_closed:
+            logger.error("run %s of workflow %r has closed, but %s", target.run_id, workflow_id, block.words)
+            self._spawn(self._mark_doubted, target, block)
+        elif not self._is_abandoned and workflow_id not in self._quarantined:
+            owner = self._owner(workflow_id)
+            self._later(owner, lambda: owner.doubted(target.run_id, block, self._clock.now()))
+
+    async def _mark_doubted(self, target: Target, block: Block) -> None:
+        for _ in range(MARK_ATTEMPTS):
+            try:
+                if await self._projection.mark_doubted(target.workflow_id, target.run_id, target.tip_n, block.words):
+                    return
+            except BrokerError as error:
+                logger.warning("the listing does not show what is doubted of %r: %r", target.workflow_id, error)
+            await trio.sleep(1.0)  # the record of a run that has just closed is written a moment later
+
+    def _replayed_here(
+        self, owner: RunOwner, output: out.Replay, verifier: ShardVerifier, answer: ReplayAnswer
+    ) -> None:
+        """A blocked run goes on only when its replay goes well elsewhere too: this process may agree with itself."""
+        if not isinstance(answer, Loaded):
+            self._answered(owner, output.token, answer)
+            return
+        target = Target(
+            workflow_id=owner.workflow_id,
+            run_id=output.run_id,
+            first_n=output.first_n,
+            tip_n=output.tip_n,
+            patches=output.patches,
+            wake_at=answer.wake_at,
+            unmatched=answer.unmatched,
+        )
+        verifier.check(target, partial(self._replayed_elsewhere, owner, output, answer))
+
+    def _replayed_elsewhere(self, owner: RunOwner, output: out.Replay, answer: Loaded, verdict: Verdict) -> None:
+        if verdict.block is None and verdict.is_certain:
+            self._answered(owner, output.token, answer)
+            return
+        self._replay.evict(output.run_id)
+        still = owner.blocked if verdict.block is None else verdict.block
+        if still is not None:
+            self._later(owner, lambda: owner.is_blocked(output.token, still, self._clock.now()))
 
     def _do_ask(self, owner: RunOwner, output: out.Ask) -> None:
         kind = Query if output.kind == "query" else ValidateUpdate

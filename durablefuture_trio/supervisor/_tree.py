@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
+import msgspec
 import trio
 
 from durablefuture_trio.errors import ConfigError
@@ -19,23 +20,39 @@ from durablefuture_trio.supervisor.settings import Settings
 
 log = logging.getLogger("durablefuture_trio.supervisor.children")
 
+OTHER_HASH_SEED = "1"
+"""Sets of strings have another order than in the processes that run workflows."""
+
 
 class Children:
     """The pools of child processes. Their processes live as long as `run_children` does.
 
     Attributes:
         replay: the replay processes; None when this supervisor has no workflow role.
+        verifiers: in paranoid mode those that repeat what they do, one pool with the same hash seed and one with
+            another; else none.
         activities: the activity processes; serves no queue when this supervisor has no activity role.
     """
 
-    def __init__(self, replay: SandboxReplayPool | None, activities: WorkerActivityPool) -> None:
+    def __init__(
+        self,
+        replay: SandboxReplayPool | None,
+        activities: WorkerActivityPool,
+        verifiers: tuple[SandboxReplayPool, ...] = (),
+    ) -> None:
         self.replay = replay
+        self.verifiers = verifiers
         self.activities = activities
+
+    @property
+    def replay_pools(self) -> list[SandboxReplayPool]:
+        """All pools of processes that replay."""
+        return [*(() if self.replay is None else (self.replay,)), *self.verifiers]
 
     @property
     def slots(self) -> list[ChildSlot]:
         """The places of all processes."""
-        return [*(self.replay.slots if self.replay is not None else ()), *self.activities.slots]
+        return [*(slot for pool in self.replay_pools for slot in pool.slots), *self.activities.slots]
 
     async def drain(self) -> None:
         """Start no activity any more, and wait until none runs. The processes stay; cancel `run_children` after it."""
@@ -73,8 +90,8 @@ async def run_children(
             async with trio.open_nursery() as starting:
                 for slot in children.slots:
                     starting.start_soon(nursery.start, keep_alive, slot, budget, outbox)
-            if children.replay is not None:
-                nursery.start_soon(children.replay.watch_deadlocks)
+            for pool in children.replay_pools:
+                nursery.start_soon(pool.watch_deadlocks)
             nursery.start_soon(children.activities.watch_deadlines)
             log.info("%d child processes are ready after %.2f s", len(children.slots), time.monotonic() - started_at)
             task_status.started(children)
@@ -99,8 +116,16 @@ def _build(settings: Settings, member: str, pickled: bytes) -> Children:
     )
     start_timeout_s = settings.supervisor.start_timeout
     replay = None
+    verifiers: tuple[SandboxReplayPool, ...] = ()
     if "workflows" in settings.supervisor.roles:
         replay = SandboxReplayPool(settings.sandbox, hello, start_timeout_s)
+        if settings.sandbox.paranoid:
+            one = msgspec.structs.replace(settings.sandbox, processes=1)
+            told = msgspec.structs.replace(hello, settings={**hello.settings, "verifier": True})
+            verifiers = (
+                SandboxReplayPool(one, told, start_timeout_s, role="verify"),
+                SandboxReplayPool(one, told, start_timeout_s, role="verify-reseeded", hash_seed=OTHER_HASH_SEED),
+            )
     activities = WorkerActivityPool(
         settings.activity_pool if "activities" in settings.supervisor.roles else (),
         hello,
@@ -108,4 +133,4 @@ def _build(settings: Settings, member: str, pickled: bytes) -> Children:
         start_timeout_s=start_timeout_s,
         exit_grace_s=settings.supervisor.shutdown_grace,
     )
-    return Children(replay, activities)
+    return Children(replay, activities, verifiers)

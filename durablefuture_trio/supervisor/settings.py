@@ -65,6 +65,7 @@ Megabytes: TypeAlias = Annotated[
 Megabytes64: TypeAlias = Annotated[
     int, msgspec.Meta(ge=1, le=64, description="a whole number of megabytes, from 1 to 64")
 ]
+Switch: TypeAlias = Annotated[bool, msgspec.Meta(description="true or false")]
 CacheSize: TypeAlias = Annotated[
     int, msgspec.Meta(ge=1, le=10_000_000, description="a whole number from 1 to 10000000")
 ]
@@ -179,6 +180,7 @@ class SandboxSettings(msgspec.Struct, frozen=True, kw_only=True):
         activation_timeout: seconds of CPU one activation may take before it counts as a deadlock.
         replay_timeout: the same for one stimulus while history is replayed, and for reading a chunk of history.
         cached_workflows: runs each keeps in memory.
+        paranoid: replay every activation in another process, and block a run in which that goes differently.
     """
 
     processes: Processes = 1
@@ -186,6 +188,7 @@ class SandboxSettings(msgspec.Struct, frozen=True, kw_only=True):
     activation_timeout: PositiveSeconds = 2.0
     replay_timeout: PositiveSeconds = 30.0
     cached_workflows: CacheSize = 1000
+    paranoid: Switch = False
 
 
 class ActivityPoolSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -232,6 +232,9 @@ def events_in(body: bytes) -> tuple[Event, ...]:
         return ()
 
 
+CODE_HASH = "the code that wrote it"
+
+
 def body_of(run_id: str, events: Sequence[Event], *, number: int, finished: bool = True) -> bytes:
     """A commit as stored."""
     return encode_commit(
@@ -241,6 +244,7 @@ def body_of(run_id: str, events: Sequence[Event], *, number: int, finished: bool
             first_n=1,
             finished=finished,
             consumed=number,
+            code_hash=CODE_HASH,
             events=tuple(events),
         )
     )

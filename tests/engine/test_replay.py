@@ -153,3 +153,15 @@ def test_other_arguments_are_an_error_in_strict_mode() -> None:
     error = failing(matcher, scheduled(2, 1, arguments=b'["old"]'))
     assert error.recorded == "schedule activity 1 'ship' with [\"old\"]"
     assert error.produced == "schedule activity 1 'ship' with [\"new\"]"
+
+
+def test_another_result_is_an_error_in_strict_mode_only() -> None:
+    completed = WorkflowCompleted(id=2, at=1.0, result=Payload(b"1"))
+    lenient = CommandMatcher()
+    lenient.produce([CompleteWorkflow(result=Payload(b"2"))])
+    lenient.record(completed)
+    assert lenient.warnings == ()
+    strict = CommandMatcher(strict=True)
+    strict.produce([CompleteWorkflow(result=Payload(b"2"))])
+    error = failing(strict, completed)
+    assert (error.recorded, error.produced) == ("complete workflow with 1", "complete workflow with 2")

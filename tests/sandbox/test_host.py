@@ -30,7 +30,7 @@ from durablefuture_trio.ports.frames import (
 )
 from durablefuture_trio.sandbox import _host, _trio_driver
 from durablefuture_trio.sandbox._host import ReplayHost
-from tests._support.sandbox import Story, body_of, one
+from tests._support.sandbox import CODE_HASH, Story, body_of, one
 
 
 @activity
@@ -278,7 +278,7 @@ def test_an_outcome_of_a_call_that_is_not_open_blocks() -> None:
     assert "activity call 1" in answer.message
 
 
-def test_other_arguments_are_logged_and_in_strict_mode_block() -> None:
+def test_other_arguments_are_logged_and_block_if_it_was_this_very_code_that_wrote_others() -> None:
     async def body() -> None:
         await step(77)
         await trio.sleep_forever()
@@ -288,7 +288,9 @@ def test_other_arguments_are_logged_and_in_strict_mode_block() -> None:
     assert isinstance(story.replay(changed(body)), Loaded)
     assert "77" in one(story.frames, LogLine).message
     strict = changed(body)
-    strict._strict = True
+    strict._strict_code = "written by other code"
+    assert isinstance(story.replay(strict), Loaded)
+    strict._strict_code = CODE_HASH
     assert one([story.replay(strict)], Blocked).kind == "nondeterminism"
 
 
