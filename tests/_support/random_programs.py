@@ -21,13 +21,14 @@ from typing import Any
 
 import trio
 
-from durablefuture_trio.authoring._activity import activity
 from durablefuture_trio.authoring._workflow import workflow
 from durablefuture_trio.authoring.registry import Registry
-from durablefuture_trio.engine.commands import CancelActivity, Command, ScheduleActivity
+from durablefuture_trio.engine.commands import CompleteWorkflow, FailWorkflow
 from durablefuture_trio.errors import ActivityError
 from durablefuture_trio.ports.frames import Loaded
 from durablefuture_trio.sandbox._host import ReplayHost
+from tests._support import random_futures
+from tests._support.random_futures import FutureNodes, OpenCalls, abandonable_step, child_program, step
 from tests._support.sandbox import Story
 
 MAX_STIMULI = 70
@@ -38,17 +39,12 @@ MOMENTS = (1, 1, 2, 2, 3, 5)
 _KINDS = {
     "call": 9, "abandonable": 3, "fan": 4, "sleep": 4, "checkpoint": 2, "nursery": 5, "start": 2, "within": 6,
     "shield": 2, "cancel": 3, "wait": 2, "set": 3, "lock": 2, "limit": 1, "send": 2, "receive": 2, "notify": 1,
-    "await_notice": 1, "raise": 1, "guarded": 2, "compensate": 3, "generator": 1, "dice": 1,
+    "await_notice": 1, "raise": 1, "guarded": 2, "compensate": 3, "generator": 1, "dice": 1, **random_futures.KINDS,
 }  # fmt: skip
-_LEAVES = ("call", "abandonable", "sleep", "checkpoint", "cancel", "wait", "set", "send", "receive", "notify", "dice")
-
-
-@activity
-async def step(tag: str, digest: str) -> int:
-    return len(tag + digest)
-
-
-abandonable_step = step.with_options(abandon_on_cancel=True)
+_LEAVES = (
+    "call", "abandonable", "sleep", "checkpoint", "cancel", "wait", "set", "send", "receive", "notify", "dice",
+    *random_futures.LEAVES,
+)  # fmt: skip
 
 
 class Boom(Exception):
@@ -62,6 +58,8 @@ def make_block(rng: Random, depth: int) -> list[tuple[Any, ...]]:
 def make_node(rng: Random, depth: int) -> tuple[Any, ...]:
     kinds = list(_KINDS) if depth < MAX_DEPTH else list(_LEAVES)
     (kind,) = rng.choices(kinds, [_KINDS[kind] for kind in kinds])
+    if kind in random_futures.KINDS:
+        return random_futures.make_node(rng, kind)
     match kind:
         case "sleep":
             return (kind, rng.choice(MOMENTS))
@@ -81,10 +79,11 @@ def make_node(rng: Random, depth: int) -> tuple[Any, ...]:
             return (kind,)
 
 
-class Interpreter:
+class Interpreter(FutureNodes):
     """Runs a program and writes down what happens."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.trace: list[str] = []
         self._digest = hashlib.sha256()
         self._zero = trio.current_time()
@@ -98,6 +97,9 @@ class Interpreter:
         line = f"{trio.current_time() - self._zero:g} {path} {what}"
         self.trace.append(line)
         self._digest.update(line.encode())
+
+    def digest(self) -> str:
+        return self._digest.hexdigest()
 
     async def block(self, nodes: list[tuple[Any, ...]], path: str, scopes: tuple[trio.CancelScope, ...]) -> None:
         for index, node in enumerate(nodes):
@@ -263,7 +265,7 @@ class Scatter:
 
 
 def new_host(**options: Any) -> ReplayHost:
-    return ReplayHost(Registry.of([random_program, step]).workflows, strict=True, **options)
+    return ReplayHost(Registry.of([random_program, child_program, step]).workflows, strict=True, **options)
 
 
 def tell(story: Story, seed: int, before_each: Callable[[], object] = lambda: None) -> Story:
@@ -273,41 +275,26 @@ def tell(story: Story, seed: int, before_each: Callable[[], object] = lambda: No
         before_each: called before each stimulus but the first.
     """
     rng = Random(f"world {seed}")
-    open_calls: dict[int, bool] = {}
-    take(open_calls, story.start())
+    open_calls = OpenCalls()
+    open_calls.take(story.start())
     for _ in range(MAX_STIMULI):
         if finished(story):
             break
         before_each()
-        moves = [*sorted(open_calls), *([0] if story.wake_at is not None else [])]
+        moves = [*open_calls.numbers, *([0] if story.wake_at is not None else [])]
         if not moves:
             break
         call = rng.choice(moves)
         after = rng.choice((0.0, 0.0, 0.25, 1.0, 4.0))
         if call == 0:
-            take(open_calls, story.fire(late=rng.choice((0.0, 0.0, 0.5, 2.0))))
-            continue
-        cancelled = open_calls.pop(call)
-        how = rng.random()
-        if cancelled and how < 0.6:
-            take(open_calls, story.cancelled(call, after=after))
-        elif how < 0.85:
-            take(open_calls, story.complete(call, call * 10, after=after))
+            open_calls.take(story.fire(late=rng.choice((0.0, 0.0, 0.5, 2.0))))
         else:
-            take(open_calls, story.fail(call, after=after, reason=rng.choice(("error", "timed_out", "crashed"))))
+            open_calls.answer(story, rng, call, after)
     return story
 
 
-def take(open_calls: dict[int, bool], commands: list[Command]) -> None:
-    for command in commands:
-        if isinstance(command, ScheduleActivity):
-            open_calls[command.call] = False
-        elif isinstance(command, CancelActivity):
-            open_calls[command.call] = True
-
-
 def finished(story: Story) -> bool:
-    return bool(story.commands) and not isinstance(story.commands[-1], ScheduleActivity | CancelActivity)
+    return bool(story.commands) and isinstance(story.commands[-1], CompleteWorkflow | FailWorkflow)
 
 
 def digest_of(story: Story) -> str:
@@ -317,7 +304,7 @@ def digest_of(story: Story) -> str:
             failure = getattr(event, "failure", None)
             digest.update(repr((type(event), event.id, event.at, failure and (failure.type, failure.message))).encode())
             digest.update(
-                repr([getattr(event, name, None) for name in ("activity_id", "arguments", "result")]).encode()
+                repr([getattr(event, name, None) for name in ("activity_id", "call", "arguments", "result")]).encode()
             )
     return digest.hexdigest()
 

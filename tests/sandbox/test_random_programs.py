@@ -14,12 +14,19 @@ from pathlib import Path
 
 import pytest
 
+from durablefuture_trio import DurableFuture
 from durablefuture_trio.engine.commands import Command
 from durablefuture_trio.history.events import (
     ActivityCancelRequested,
     ActivityScheduled,
+    ChildCancelRequested,
+    ChildCompleted,
+    ChildInitiated,
+    ChildStarted,
     Event,
     EventClass,
+    ExternalRequested,
+    MarkerRecorded,
     TimerFired,
     class_of,
 )
@@ -63,6 +70,8 @@ def test_the_programs_try_what_they_are_meant_to_try() -> None:
     events = [event for story in stories for event in story.events]
     assert sum(isinstance(event, ActivityScheduled) for event in events) > 3 * PROGRAMS
     assert sum(isinstance(event, TimerFired) for event in events) > PROGRAMS
+    for kind in (ChildInitiated, ChildStarted, ChildCompleted, ChildCancelRequested, ExternalRequested, MarkerRecorded):
+        assert sum(isinstance(event, kind) for event in events) > PROGRAMS / 12, kind
     several_cancels = [story for story in stories if any(cancels_in(commit) > 1 for commit in story.commits)]
     assert len(several_cancels) > PROGRAMS / 5
 
@@ -77,6 +86,11 @@ def test_without_the_sorting_of_cancels_executions_differ(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(_asked.AskedCommands, "_ordered_cancels", in_the_order_of_arrival)
     assert digests(range(100), salt=5) != digests(range(100), salt=6)
+
+
+def test_without_hashes_of_their_own_sets_of_futures_make_executions_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DurableFuture, "__hash__", lambda self: id(self._call))
+    assert digests(range(100), salt=9) != digests(range(100), salt=10)
 
 
 def test_without_deterministic_scheduling_executions_differ(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,10 +108,16 @@ def cuts_of(commit: Sequence[Event]) -> Iterator[int]:
 
 def depends_on(stimulus: Event, commit: Sequence[Event]) -> bool:
     """Whether this stimulus could only come after the commands of `commit` were recorded."""
-    call = getattr(stimulus, "activity_id", None)
+    call = call_of(stimulus)
     return isinstance(stimulus, TimerFired) or any(
-        isinstance(event, ActivityScheduled | ActivityCancelRequested) and event.activity_id == call for event in commit
+        class_of(event) is EventClass.COMMAND and call_of(event) == call for event in commit
     )
+
+
+def call_of(event: Event) -> int | None:
+    """The number of the call that the event is about."""
+    found: int | None = getattr(event, "activity_id", getattr(event, "call", None))
+    return found
 
 
 def test_a_history_cut_anywhere_in_an_unfinished_commit_has_exactly_the_lacking_commands_left_over() -> None:
