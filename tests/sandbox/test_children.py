@@ -1,4 +1,4 @@
-"""What workflow code sees of other workflows: children, signals and cancels for any, runs that continue as new."""
+"""What workflow code sees of child workflows."""
 
 from __future__ import annotations
 
@@ -16,28 +16,24 @@ from durablefuture_trio import (
     PayloadError,
     RetryPolicy,
     WorkflowCancelledError,
-    WorkflowNotFoundError,
     activity,
     durable_map,
     gather,
     workflow,
 )
-from durablefuture_trio.codec.payload import Failure
 from durablefuture_trio.engine.commands import (
     CancelChild,
     Command,
     CompleteWorkflow,
-    ContinueAsNew,
     FailWorkflow,
-    RequestExternal,
     StartChild,
 )
 from durablefuture_trio.errors import WorkflowAlreadyStartedError
 from durablefuture_trio.history.events import ChildEnd, ChildInitiated, ChildStarted
 from durablefuture_trio.ports.frames import Blocked
 from durablefuture_trio.sandbox import _calls
-from tests._support.sandbox import START, one
-from tests.sandbox.test_futures import failure_of, names_of, replays, result_of, run_of
+from tests._support.sandbox import START
+from tests._support.stories import failure_of, names_of, replays, result_of, run_of
 
 
 @activity
@@ -485,191 +481,6 @@ def test_workflows_are_not_called_outside_of_workflows() -> None:
     for helper in (lambda: workflow.start_child(ship, "p"), lambda: workflow.handle("x")):
         with pytest.raises(RuntimeError, match="only in the code of a running workflow"):
             helper()
-
-
-# --- other workflows --------------------------------------------------------------------------------------------------
-
-
-def test_a_child_is_signalled_once_it_has_started() -> None:
-    @workflow
-    async def main() -> str:
-        child = ship.submit("p")
-        await child.signal(hurry, "late already")
-        await child.signal("by-name", 1, 2)
-        return "signalled"
-
-    story = run_of(main)
-    assert names_of(story.start()) == ["StartChild 1"]
-    (request,) = story.child_started(1)
-    assert isinstance(request, RequestExternal)
-    assert (request.call, request.kind, request.workflow_id, request.name) == (2, "signal", "wf-1/run-1-1", "hurry")
-    assert request.arguments is not None
-    assert request.arguments.data == b'["late already"]'
-    replays(story)
-    (second,) = story.external_resolved(2)
-    assert isinstance(second, RequestExternal)
-    assert (second.call, second.name) == (3, "by-name")
-    story.external_resolved(3)
-    assert result_of(story) == "signalled"
-
-
-def test_a_handle_signals_and_cancels_another_workflow() -> None:
-    @workflow
-    async def main() -> str:
-        other = workflow.handle("order-7", run_id="r7")
-        await other.signal(hurry, "please")
-        await workflow.handle("order-8").cancel("sold out")
-        return other.id
-
-    story = run_of(main)
-    (signal,) = story.start()
-    assert isinstance(signal, RequestExternal)
-    assert (signal.workflow_id, signal.run_id, signal.source.startswith(__file__)) == ("order-7", "r7", True)
-    (cancel,) = story.external_resolved(1)
-    assert isinstance(cancel, RequestExternal)
-    assert (cancel.kind, cancel.workflow_id, cancel.run_id, cancel.reason) == ("cancel", "order-8", "", "sold out")
-    replays(story)
-    story.external_resolved(2)
-    assert result_of(story) == "order-7"
-
-
-def test_a_workflow_that_is_not_there_is_an_error_that_names_it() -> None:
-    @workflow
-    async def main() -> list[str]:
-        try:
-            await workflow.handle("order-7").cancel()
-        except WorkflowNotFoundError as error:
-            return [str(error), error.workflow_id]
-        return []
-
-    story = run_of(main)
-    story.start()
-    story.external_resolved(1, Failure(type="WorkflowNotFoundError", message="no run of order-7 is open"))
-    assert result_of(story) == ["no run of order-7 is open", "order-7"]
-
-
-def test_a_caller_that_is_cancelled_leaves_a_recorded_signal_to_itself() -> None:
-    @workflow
-    async def main() -> bool:
-        with trio.move_on_after(5) as scope:
-            await workflow.handle("order-7").signal("x")
-        with trio.CancelScope() as at_once:
-            at_once.cancel()
-            await workflow.handle("order-7").signal("never sent")
-        await work("next")
-        return scope.cancelled_caught
-
-    story = run_of(main)
-    story.start()
-    assert names_of(story.fire()) == ["Schedule 3"]
-    assert story.external_resolved(1) == []
-    story.complete(3, "")
-    assert result_of(story) is True
-
-
-def test_wrong_signals_are_refused_before_anything_is_asked() -> None:
-    @workflow
-    async def main() -> list[str]:
-        problems = []
-        other = workflow.handle("order-7")
-        for signal, arguments in ((hurry, ()), (work, ("x",)), ("", ()), ("name", (object(),))):
-            try:
-                await other.signal(signal, *arguments)
-            except (TypeError, PayloadError) as error:
-                problems.append(str(error))
-        try:
-            workflow.handle("")
-        except ValueError as error:
-            problems.append(str(error))
-        return problems
-
-    story = run_of(main)
-    assert names_of(story.start()) == ["Complete "]
-    expected = ("missing argument 'why'", "is no signal", "name of a signal", "object", "non-empty")
-    for problem, words in zip(result_of(story), expected, strict=True):
-        assert words in problem
-
-
-# --- continue as new --------------------------------------------------------------------------------------------------
-
-
-def test_a_run_continues_as_new_with_arguments_checked_and_encoded_at_the_call() -> None:
-    @workflow
-    async def main(count: int, names: list[str]) -> None:
-        wrong: Any = "not a number"
-        for arguments in ((1,), (wrong, [])):
-            try:
-                workflow.continue_as_new(*arguments)
-            except (TypeError, PayloadError):
-                continue
-        names.append("next")
-        try:
-            workflow.continue_as_new(count + 1, names)
-        finally:
-            names.append("too late")
-
-    story = run_of(main, 1, ["first"])
-    (command,) = story.start()
-    assert isinstance(command, ContinueAsNew)
-    assert (command.workflow, command.arguments.data) == ("main", b'[2,["first","next"]]')
-    assert command.source.startswith(__file__)
-
-
-def test_a_run_continues_as_another_workflow() -> None:
-    @workflow
-    async def main(how: str) -> None:
-        if how == "class":
-            workflow.continue_as_new(3, workflow=Packing)
-        if how == "name":
-            workflow.continue_as_new(1, 2, workflow="elsewhere")
-        workflow.continue_as_new("p", workflow=ship)
-
-    found = [one(run_of(main, how).start(), ContinueAsNew) for how in ("class", "name", "function")]
-    assert [(command.workflow, command.arguments.data) for command in found] == [
-        ("packing", b"[3]"),
-        ("elsewhere", b"[1,2]"),
-        ("ship", b'["p",1.0]'),
-    ]
-
-
-def test_continuing_passes_through_nurseries_cancels_siblings_and_is_no_exception() -> None:
-    @workflow
-    async def main() -> None:
-        async def child() -> None:
-            try:
-                await trio.sleep(1)
-                workflow.continue_as_new()
-            except Exception as error:
-                raise AssertionError("it is no Exception") from error
-
-        async with trio.open_nursery() as outer:
-            outer.start_soon(work, "sibling")
-            async with trio.open_nursery() as inner:
-                inner.start_soon(child)
-
-    story = run_of(main)
-    story.start()
-    assert names_of(story.fire()) == ["Cancel 1"]
-    replays(story)
-    assert isinstance(story.cancelled(1)[-1], ContinueAsNew)
-
-
-def test_a_run_that_continues_ends_what_it_has_submitted_first() -> None:
-    @workflow
-    async def main() -> None:
-        work.submit("left behind")
-        await trio.sleep(1)
-        workflow.continue_as_new()
-
-    story = run_of(main)
-    story.start()
-    assert names_of(story.fire()) == ["Cancel 1"]
-    assert isinstance(story.cancelled(1)[-1], ContinueAsNew)
-
-
-def test_continuing_outside_of_a_workflow_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="only in the code of a running workflow"):
-        workflow.continue_as_new()
 
 
 def test_a_failure_of_an_activity_and_one_of_a_child_can_be_told_apart() -> None:

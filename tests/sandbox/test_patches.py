@@ -15,7 +15,7 @@ from durablefuture_trio.history.events import MarkerRecorded
 from durablefuture_trio.ports.frames import Blocked, Loaded, LoadRun
 from durablefuture_trio.sandbox._host import ReplayHost
 from tests._support.sandbox import Story, body_of
-from tests.sandbox.test_futures import result_of
+from tests._support.stories import result_of
 
 PATCH = "ship-by-drone"
 
