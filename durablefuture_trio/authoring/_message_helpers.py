@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from durablefuture_trio.authoring._messages import (
     QueryDefinition,
@@ -23,9 +23,31 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 C = TypeVar("C")
 T = TypeVar("T")
-T1 = TypeVar("T1")
-T2 = TypeVar("T2")
-T3 = TypeVar("T3")
+T1 = TypeVar("T1", contravariant=True)
+T2 = TypeVar("T2", contravariant=True)
+T3 = TypeVar("T3", contravariant=True)
+
+
+class _IsSignal(Protocol):
+    @property
+    def kind(self) -> Literal["signal"]: ...
+
+
+# Types are found through calls: out of the parameters of a SignalDefinition alone mypy does not take them.
+class _Signal0(_IsSignal, Protocol):
+    def __call__(self) -> Any: ...
+
+
+class _Signal1(_IsSignal, Protocol[T1]):
+    def __call__(self, first: T1, /) -> Any: ...
+
+
+class _Signal2(_IsSignal, Protocol[T1, T2]):
+    def __call__(self, first: T1, second: T2, /) -> Any: ...
+
+
+class _Signal3(_IsSignal, Protocol[T1, T2, T3]):
+    def __call__(self, first: T1, second: T2, third: T3, /) -> Any: ...
 
 
 class _Factory:
@@ -154,13 +176,15 @@ class MessageHelpers:
         return define_message(UpdateDefinition, "@workflow.update", fn, name)
 
     @overload
-    def signal_channel(self, signal: SignalDefinition[[]], /) -> ReceiveChannel[None]: ...
+    def signal_channel(self, signal: _Signal3[T1, T2, T3], /) -> ReceiveChannel[tuple[T1, T2, T3]]: ...
     @overload
-    def signal_channel(self, signal: SignalDefinition[[T]], /) -> ReceiveChannel[T]: ...
+    def signal_channel(self, signal: _Signal2[T1, T2], /) -> ReceiveChannel[tuple[T1, T2]]: ...
     @overload
-    def signal_channel(self, signal: SignalDefinition[[T1, T2]], /) -> ReceiveChannel[tuple[T1, T2]]: ...
+    def signal_channel(self, signal: _Signal1[T1], /) -> ReceiveChannel[T1]: ...
     @overload
-    def signal_channel(self, signal: SignalDefinition[[T1, T2, T3]], /) -> ReceiveChannel[tuple[T1, T2, T3]]: ...
+    def signal_channel(self, signal: _Signal0, /) -> ReceiveChannel[None]: ...
+    @overload
+    def signal_channel(self, signal: SignalDefinition[...], /) -> ReceiveChannel[Any]: ...
     @overload
     def signal_channel(self, signal: str, /, *, type: type[T]) -> ReceiveChannel[T]: ...
     @overload
@@ -221,8 +245,7 @@ class MessageHelpers:
     @overload
     def last_result(self, type: Any = ..., /) -> Any: ...
     def last_result(self, type: Any = Any, /) -> Any:  # noqa: A002 - the word of signal_channel
-        """What the last completed run of the chain that this one continues has returned, rebuilt as `type`; None if
-        there is none.
+        """What the last run of this workflow id that completed has returned, rebuilt as `type`; None if there is none.
 
         Raises:
             RuntimeError: called outside of a workflow. PayloadError: it does not fit the type.

@@ -139,8 +139,15 @@ def started_event(
         retry_policy=request.retry_policy,
         not_before=request.not_before,
         signals=() if request.signal is None else (request.signal,),
+        last_result=_last_result(before),
         update_outcomes=() if before is None else tuple(before.update_outcomes.values()),
     )
+
+
+def _last_result(before: RunState | None) -> Payload | None:
+    if before is None:
+        return None
+    return before.terminal.result if isinstance(before.terminal, WorkflowCompleted) else before.started.last_result
 
 
 def _carried(before: RunState | None) -> tuple[RequestRecord, ...]:

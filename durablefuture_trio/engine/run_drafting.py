@@ -66,6 +66,8 @@ from durablefuture_trio.history.events import (
     class_of,
 )
 from durablefuture_trio.history.state import (
+    HISTORY_LIMIT_EVENTS,
+    SUGGESTED_EVENTS,
     RunState,
     start_state,
 )
@@ -355,6 +357,9 @@ class RunDrafting:
             self._load_retry_at = now + BLOCKED_RETRY_S[-1]
             self._out(out.Report("error", f"workflow {self.workflow_id!r} cannot be committed: {error.message}"))
             return
+        if draft.events and draft.events[0].id <= SUGGESTED_EVENTS <= draft.events[-1].id:
+            words = f"workflow {self.workflow_id!r} has {SUGGESTED_EVENTS} events, and will be ended at "
+            self._out(out.Report("warning", words + f"{HISTORY_LIMIT_EVENTS}: it should continue as new"))
         self._refused.clear()
         draft.inputs.extend(self._told)
         self._told.clear()

@@ -125,7 +125,7 @@ class WorkflowStarted(EventBase, frozen=True, tag=True):
         not_before: Unix seconds before which the code does not begin (a delayed start, or the backoff of a retry).
         signals, updates: what the run before was given and did not take or complete.
         cancel_reason: the run before was cancelled, and so is this one from its beginning; None: not.
-        last_result: what the last completed run of a chain of retries returned.
+        last_result: what the last run of the id that completed returned.
         update_outcomes: completed updates of earlier runs of the id, newest last, bounded.
         released: children of the run that ended in the same commit.
         replaced_child_of: the parent of that run, if it is still to be told that it was terminated.

@@ -47,6 +47,9 @@ MAX_RECENT_REQUESTS = 100
 HISTORY_LIMIT_EVENTS = 50_000
 """A run with so many events is ended; it was told long before to continue as new."""
 
+SUGGESTED_EVENTS = 45_000
+"""With so many events a run is told, and people are warned, that it should continue as new."""
+
 MAX_UPDATE_OUTCOMES = 100
 """How many outcomes of updates of a workflow id are remembered; older ones are forgotten first."""
 

@@ -25,6 +25,7 @@ from durablefuture_trio.history.events import (
     UpdateAccepted,
     WorkflowStarted,
 )
+from durablefuture_trio.history.state import SUGGESTED_EVENTS
 from durablefuture_trio.sandbox._asked import AskedCommands
 from durablefuture_trio.sandbox._blocked import RunBlockedError
 from durablefuture_trio.sandbox._calls import CallStimulus, DurableCalls
@@ -362,6 +363,7 @@ class WorkflowRun(RunMessages, RunCalls):
             workflow=started.workflow,
             started_at=started.at,
             history_length=self._history_length,
+            continue_as_new_suggested=self._history_length >= SUGGESTED_EVENTS,
             attempt=started.attempt,
             parent=None if parent is None else ParentInfo(workflow_id=parent.workflow_id, run_id=parent.run_id),
             first_run_id=started.first_run_id or started.run_id,

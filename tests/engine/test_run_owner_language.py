@@ -448,3 +448,42 @@ def test_h11_what_a_replaced_parent_owes_its_children_is_in_the_first_event_of_t
     assert [type(item) for item in letters(heir)] == [StartRequest]
     stored(heir)
     assert [type(item) for item in letters(heir)] == [StartRequest, TerminateRequest]
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+def test_m14_a_run_with_too_many_events_is_warned_about_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("run_drafting", "run_owner"):
+        monkeypatch.setattr(f"durablefuture_trio.engine.{module}.HISTORY_LIMIT_EVENTS", 8)
+    monkeypatch.setattr("durablefuture_trio.engine.run_drafting.SUGGESTED_EVENTS", 5)
+    driver = Driver().running(wake_at=5000.0)
+    while driver.asks(out.Activate) or driver.state.terminal is None:
+        signal(driver, request=f"s{driver.state.signals}")
+        if driver.asks(out.Activate):
+            driver.activated(wake_at=5000.0)
+    warnings = [item.message for item in driver.log if isinstance(item, out.Report) and item.level == "warning"]
+    assert len(warnings) == 1
+    assert "continue as new" in warnings[0]
+    assert driver.kinds == ["WorkflowStarted", *["SignalReceived"] * 7, "HistoryLimitExceeded"]
+    assert driver.owner.is_idle
+
+
+def test_a_run_that_was_sent_too_many_signals_refuses_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("durablefuture_trio.engine.admission.MAX_SIGNALS", 1)
+    driver = Driver().running(wake_at=5000.0)
+    signal(driver)
+    driver.activated(wake_at=5000.0)
+    signal(driver, request="s2")
+    assert driver.answers[-1].answer == "limit"
+    assert driver.kinds.count("SignalReceived") == 1
+
+
+def test_the_next_run_of_an_id_has_the_last_result() -> None:
+    driver = Driver().running(complete())
+    result = driver.state.terminal
+    driver.start("q2", seq=2)
+    driver.activated(FailWorkflow(failure=BOOM))
+    driver.start("q3", seq=3)
+    driver.activated(wake_at=5000.0)
+    assert driver.state.started.last_result == result.result  # type: ignore[union-attr]
