@@ -6,8 +6,14 @@ from durablefuture_trio.authoring._children import ChildOptions, ChildWorkflow, 
 from durablefuture_trio.authoring._combinators import AsCompleted, as_completed, durable_map, first, gather, outcomes
 from durablefuture_trio.authoring._definition import Definition, definition_of
 from durablefuture_trio.authoring._futures import DurableFuture
+from durablefuture_trio.authoring._messages import (
+    MessageDefinition,
+    QueryDefinition,
+    SignalDefinition,
+    UpdateDefinition,
+)
 from durablefuture_trio.authoring._options import ActivityOptions, activity_options
-from durablefuture_trio.authoring._runtime import WorkflowInfo
+from durablefuture_trio.authoring._runtime import ParentInfo, WorkflowInfo
 from durablefuture_trio.authoring._workflow import WorkflowDefinition, workflow
 
 __all__ = [
@@ -20,6 +26,11 @@ __all__ = [
     "Definition",
     "DurableFuture",
     "ExternalWorkflow",
+    "MessageDefinition",
+    "ParentInfo",
+    "QueryDefinition",
+    "SignalDefinition",
+    "UpdateDefinition",
     "WorkflowDefinition",
     "WorkflowInfo",
     "activity",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from durablefuture_trio.authoring._messages import (
     QueryDefinition,
@@ -184,7 +184,9 @@ class MessageHelpers:
     @overload
     def signal_channel(self, signal: _Signal0, /) -> ReceiveChannel[None]: ...
     @overload
-    def signal_channel(self, signal: SignalDefinition[...], /) -> ReceiveChannel[Any]: ...
+    def signal_channel(
+        self, signal: SignalDefinition[Concatenate[Any, Any, Any, Any, ...]], /
+    ) -> ReceiveChannel[tuple[Any, ...]]: ...
     @overload
     def signal_channel(self, signal: str, /, *, type: type[T]) -> ReceiveChannel[T]: ...
     @overload

@@ -8,7 +8,7 @@ from functools import partial, update_wrapper
 from importlib import import_module
 from inspect import iscoroutinefunction
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
 
 from durablefuture_trio.authoring._definition import Definition
 from durablefuture_trio.authoring._runtime import current_run
@@ -115,7 +115,7 @@ class MessageDefinition(Definition, Generic[P, C]):
 class SignalDefinition(MessageDefinition[P, Any], Generic[P]):
     """Something that runs can be told; nobody waits for an answer."""
 
-    kind = "signal"
+    kind: ClassVar[Literal["signal"]] = "signal"
 
     @overload
     def __get__(self: SignalDefinition[Concatenate[T, Q]], instance: None, owner: type, /) -> SignalDefinition[Q]: ...
@@ -142,7 +142,7 @@ class SignalDefinition(MessageDefinition[P, Any], Generic[P]):
 class QueryDefinition(MessageDefinition[P, C], Generic[P, C]):
     """Something that runs can be asked, without changing them. Its handler is a plain ``def``."""
 
-    kind = "query"
+    kind: ClassVar[Literal["query"]] = "query"
 
     @overload
     def __get__(
@@ -170,7 +170,7 @@ class QueryDefinition(MessageDefinition[P, C], Generic[P, C]):
 class UpdateDefinition(MessageDefinition[P, C], Generic[P, C]):
     """Something that runs are asked to do, and to answer."""
 
-    kind = "update"
+    kind: ClassVar[Literal["update"]] = "update"
 
     def __init__(self, fn: FunctionType, name: str | None, *, local_names: Mapping[str, Any] | None = None) -> None:
         super().__init__(fn, name, local_names=local_names)

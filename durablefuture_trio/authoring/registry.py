@@ -14,6 +14,7 @@ from typing import Any
 
 from durablefuture_trio.authoring._activity import ActivityDefinition
 from durablefuture_trio.authoring._definition import Definition, definition_of
+from durablefuture_trio.authoring._messages import MessageDefinition
 from durablefuture_trio.authoring._workflow import WorkflowDefinition
 from durablefuture_trio.errors import ConfigError
 
@@ -97,6 +98,7 @@ class _Collection:
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str], tuple[Definition, str]] = {}
+        self._messages: list[MessageDefinition[..., Any]] = []
         self._problems: list[str] = []
 
     def add_module(self, name: str) -> None:
@@ -128,6 +130,10 @@ class _Collection:
             self.add_candidate(candidate, "the definitions sent along")
 
     def add_candidate(self, candidate: Any, where: str) -> None:
+        if isinstance(candidate, MessageDefinition):
+            # References belong to no namespace: many workflows may know a signal of the same name.
+            self._messages.append(candidate)
+            return
         definition = definition_of(candidate)
         if definition is None:
             self._problems.append(f"{where}: {candidate!r} is neither an @activity nor a @workflow")
@@ -148,11 +154,14 @@ class _Collection:
 
     def registry(self) -> Registry:
         definitions = [definition for definition, _ in self._found.values()]
-        for definition in definitions:
+        checked: list[Definition] = [*definitions, *self._messages]
+        for definition in checked:
             try:
                 definition.check_hints()
             except TypeError as error:
-                self._problems.append(f"{_place(definition)}: {error}")
+                problem = f"{_place(definition)}: {error}"
+                if problem not in self._problems:  # several modules may import a reference
+                    self._problems.append(problem)
         if self._problems:
             raise ConfigError(self._problems)
         return Registry(
@@ -223,9 +232,10 @@ def _source_of(module: ModuleType) -> bytes:
 def _update_with(digest: Any, source: Any) -> None:
     if isinstance(source, type):
         for name, value in sorted(vars(source).items()):
-            if isinstance(value, FunctionType):
+            function = value.fn if isinstance(value, MessageDefinition) else value
+            if isinstance(function, FunctionType):
                 digest.update(name.encode())
-                _update_with_code(digest, value.__code__)
+                _update_with_code(digest, function.__code__)
         return
     _update_with_code(digest, source.__code__)
 
