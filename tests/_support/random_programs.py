@@ -29,7 +29,7 @@ from durablefuture_trio.ports.frames import Loaded
 from durablefuture_trio.sandbox._host import ReplayHost
 from tests._support import random_futures
 from tests._support.random_futures import FutureNodes, OpenCalls, abandonable_step, child_program, step
-from tests._support.sandbox import Story
+from tests._support.sandbox import CODE_HASH, Story
 
 MAX_STIMULI = 70
 MAX_DEPTH = 4
@@ -265,7 +265,7 @@ class Scatter:
 
 
 def new_host(**options: Any) -> ReplayHost:
-    return ReplayHost(Registry.of([random_program, child_program, step]).workflows, strict=True, **options)
+    return ReplayHost(Registry.of([random_program, child_program, step]).workflows, strict_code=CODE_HASH, **options)
 
 
 def tell(story: Story, seed: int, before_each: Callable[[], object] = lambda: None) -> Story:
