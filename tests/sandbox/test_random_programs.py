@@ -71,7 +71,7 @@ def test_the_programs_try_what_they_are_meant_to_try() -> None:
     assert sum(isinstance(event, ActivityScheduled) for event in events) > 3 * PROGRAMS
     assert sum(isinstance(event, TimerFired) for event in events) > PROGRAMS
     for kind in (ChildInitiated, ChildStarted, ChildCompleted, ChildCancelRequested, ExternalRequested, MarkerRecorded):
-        assert sum(isinstance(event, kind) for event in events) > PROGRAMS / 12, kind
+        assert sum(isinstance(event, kind) for event in events) > PROGRAMS / 20, kind
     several_cancels = [story for story in stories if any(cancels_in(commit) > 1 for commit in story.commits)]
     assert len(several_cancels) > PROGRAMS / 5
 
