@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from durablefuture_trio.authoring._messages import (
     QueryDefinition,
@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 C = TypeVar("C")
 T = TypeVar("T")
+A1 = TypeVar("A1")
+A2 = TypeVar("A2")
+A3 = TypeVar("A3")
 T1 = TypeVar("T1", contravariant=True)
 T2 = TypeVar("T2", contravariant=True)
 T3 = TypeVar("T3", contravariant=True)
 
 
 class _IsSignal(Protocol):
-    @property
-    def kind(self) -> Literal["signal"]: ...
+    kind: ClassVar[Literal["signal"]]
 
 
 # Types are found through calls: out of the parameters of a SignalDefinition alone mypy does not take them.
@@ -176,11 +178,11 @@ class MessageHelpers:
         return define_message(UpdateDefinition, "@workflow.update", fn, name)
 
     @overload
-    def signal_channel(self, signal: _Signal3[T1, T2, T3], /) -> ReceiveChannel[tuple[T1, T2, T3]]: ...
+    def signal_channel(self, signal: _Signal3[A1, A2, A3], /) -> ReceiveChannel[tuple[A1, A2, A3]]: ...
     @overload
-    def signal_channel(self, signal: _Signal2[T1, T2], /) -> ReceiveChannel[tuple[T1, T2]]: ...
+    def signal_channel(self, signal: _Signal2[A1, A2], /) -> ReceiveChannel[tuple[A1, A2]]: ...
     @overload
-    def signal_channel(self, signal: _Signal1[T1], /) -> ReceiveChannel[T1]: ...
+    def signal_channel(self, signal: _Signal1[A1], /) -> ReceiveChannel[A1]: ...
     @overload
     def signal_channel(self, signal: _Signal0, /) -> ReceiveChannel[None]: ...
     @overload

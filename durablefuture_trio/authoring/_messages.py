@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
-C = TypeVar("C")
+C = TypeVar("C", covariant=True)
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
