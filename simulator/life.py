@@ -25,12 +25,13 @@ from durablefuture_trio.protocol.lease import Member
 from durablefuture_trio.protocol.projection import decode_record
 from durablefuture_trio.protocol.subjects import Subjects
 from durablefuture_trio.supervisor._ownership import Ownership
+from durablefuture_trio.supervisor._verifier import Verifiers
 from simulator.clients import ClientProcess
 from simulator.oracle import Evidence, Ran, Told, judge
-from simulator.pools import ActivityWorld, HostedActivities, HostedReplay, Witness
+from simulator.pools import ActivityWorld, HostedActivities, HostedReplay, HostedVerification, Witness
 from simulator.programs import DEFINITIONS, expected_outcome, outcome_of, plan_of
 from simulator.scenario import Disturbance, Scenario
-from simulator.supervisor import NAMESPACE, Parts, open_ownership
+from simulator.supervisor import NAMESPACE, Parts, is_paranoid, open_ownership
 from simulator.trace import Trace
 from simulator.world import EPOCH, ProcessFailed, SimulatedProcess, World
 
@@ -52,6 +53,7 @@ class Report:
         runs: how many runs there were.
         attempts: how many attempts of activities began.
         lasted_s: virtual seconds.
+        verified: how often a history was replayed once more and went the same way (paranoid mode).
     """
 
     scenario: Scenario
@@ -61,6 +63,7 @@ class Report:
     attempts: int
     lasted_s: float
     trace: Trace
+    verified: int = 0
 
 
 class Seat:
@@ -74,6 +77,7 @@ class Seat:
         self.process: SimulatedProcess | None = None
         self.replay: HostedReplay | None = None
         self.activities: HostedActivities | None = None
+        self.verification: HostedVerification | None = None
         self.leave = trio.Event()
 
     def start(self) -> None:
@@ -87,7 +91,9 @@ class Seat:
         self.life.world.trace(self.name, "ended")
         if self.replay is not None:
             self.replay.close()
-        self.process = self.replay = self.activities = None
+        if self.verification is not None:
+            self.verification.close()
+        self.process = self.replay = self.activities = self.verification = None
         world = self.life.world
         world.scheduler.call_at(world.now() + self.restart_after, self.start)
         self.restart_after = RESTART_S
@@ -110,6 +116,11 @@ class Seat:
             latency=(0.0, scenario.slow_replay),
             rng=world.rng,
         )
+        verifiers = None
+        if self.life.paranoid:
+            self.verification = HostedVerification(registry, process)
+            verifiers = self.verification.verifiers
+            self.life.verifiers.append(verifiers)
         async with trio.open_nursery() as nursery:
             self.activities = HostedActivities(
                 registry,
@@ -126,6 +137,7 @@ class Seat:
                 replay=self.replay,
                 activities=self.activities,
                 shards=scenario.shards,
+                verifiers=verifiers,
                 shard_type=parts.shard,
                 ownership_type=parts.ownership,
                 lease_s=scenario.lease_s,
@@ -144,6 +156,7 @@ class Life:
         parts: what the supervisors are made of; the table of fixes puts broken ones in.
         keep_trace: whether every message is written down.
         patience_s: so long may clients wait, and runs take to end once the faults have stopped.
+        paranoid: whether every finished commit is replayed once more; None: as the environment says (``PARANOID=1``).
     """
 
     def __init__(
@@ -153,8 +166,11 @@ class Life:
         *,
         keep_trace: bool = False,
         patience_s: float = PATIENCE_S,
+        paranoid: bool | None = None,
     ) -> None:
         self.scenario = scenario
+        self.paranoid = is_paranoid() if paranoid is None else paranoid
+        self.verifiers: list[Verifiers] = []
         self.patience_s = patience_s
         self.parts = parts or Parts()
         self.registry = Registry.of(DEFINITIONS)
@@ -180,6 +196,8 @@ class Life:
             finally:
                 self.world.close()
         self.injected.update(getattr(self.world.server, "injected", {}))
+        if doubted := sum(it.doubted for it in self.verifiers):
+            self._anomalies.append(f"{doubted} replays in another process went differently")
         runs = 0
         if not self._anomalies:
             verdict = judge(self._evidence(), outcome_of=outcome_of)
@@ -193,6 +211,7 @@ class Life:
             len(self.activities.witnesses),
             self.world.now() - EPOCH,
             self.trace,
+            sum(it.passed for it in self.verifiers),
         )
 
     def _live(self) -> None:
@@ -268,6 +287,8 @@ class Life:
                 process.drop_links(what.seconds)
             case "replay_kill" if seat.replay is not None:
                 process.enter(partial(seat.replay.kill_child, what.count))
+                if seat.verification is not None:
+                    process.enter(seat.verification.kill_child)
             case "worker_kill" if seat.activities is not None:
                 process.enter(partial(seat.activities.kill_worker, what.count))
             case _:

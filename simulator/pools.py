@@ -42,6 +42,7 @@ from durablefuture_trio.ports.frames import (
     ValidateUpdate,
 )
 from durablefuture_trio.sandbox._host import ReplayHost
+from durablefuture_trio.supervisor._verifier import Verifiers
 from simulator._behaviours import AttemptPlan
 
 OnAnswer = Callable[[ReplayAnswer], None]
@@ -95,8 +96,8 @@ class ActivityWorld:
 class _ReplayChild:
     """One replay process: a host, and the answers it owes, oldest first."""
 
-    def __init__(self, registry: Registry, cached_workflows: int) -> None:
-        self.host = ReplayHost(registry.workflows, cached_workflows=cached_workflows)
+    def __init__(self, registry: Registry, cached_workflows: int, strict_code: str) -> None:
+        self.host = ReplayHost(registry.workflows, cached_workflows=cached_workflows, strict_code=strict_code)
         self.owed: deque[tuple[int, str, OnAnswer]] = deque()
         self.is_dead = False
         self.busy_until = 0.0
@@ -109,6 +110,7 @@ class HostedReplay:
         cached_workflows: of each child.
         children: replay processes.
         latency: seconds an answer takes, from and to, drawn from `rng`.
+        strict_code: see `ReplayHost`.
     """
 
     def __init__(
@@ -120,13 +122,15 @@ class HostedReplay:
         children: int = 1,
         latency: tuple[float, float] = (0.0, 0.0),
         rng: Random | None = None,
+        strict_code: str = "",
     ) -> None:
         self._registry = registry
+        self._strict_code = strict_code
         self._scheduler = scheduler
         self._cached_workflows = cached_workflows
         self._latency = latency
         self._rng = rng or Random(0)
-        self._children = [_ReplayChild(registry, cached_workflows) for _ in range(children)]
+        self._children = [self._new_child() for _ in range(children)]
         self._exchange = 0
         self._cached: dict[str, _ReplayChild] = {}
         self._loading: dict[str, _ReplayChild] = {}
@@ -188,7 +192,7 @@ class HostedReplay:
     def kill_child(self, index: int = 0) -> None:
         """SIGKILL to one replay process; another takes its place. The run it was busy with is excused once."""
         index %= len(self._children)
-        child, self._children[index] = self._children[index], _ReplayChild(self._registry, self._cached_workflows)
+        child, self._children[index] = self._children[index], self._new_child()
         child.is_dead = True
         child.host.close()
         for run_id in [run_id for run_id, where in self._cached.items() if where is child]:
@@ -212,6 +216,9 @@ class HostedReplay:
             child.host.close()
 
     # --- between the two ---
+
+    def _new_child(self) -> _ReplayChild:
+        return _ReplayChild(self._registry, self._cached_workflows, self._strict_code)
 
     def _child_of(self, run_id: str) -> _ReplayChild:
         child = self._cached.get(run_id)
@@ -256,6 +263,26 @@ class HostedReplay:
                 del child.owed[place]
                 on_answer(answer)
                 return
+
+
+class HostedVerification:
+    """Paranoid mode of a simulated supervisor: every finished commit is replayed once more by another host.
+
+    Attributes:
+        verifiers: for its shards.
+    """
+
+    def __init__(self, registry: Registry, scheduler: Scheduler) -> None:
+        self._pool = HostedReplay(registry, scheduler, cached_workflows=0, strict_code=registry.code_hash)
+        self.verifiers = Verifiers(self._pool, None, lambda: registry.code_hash)
+
+    def kill_child(self) -> None:
+        """SIGKILL to the process that verifies."""
+        self._pool.kill_child()
+
+    def close(self) -> None:
+        """The supervisor ends."""
+        self._pool.close()
 
 
 class _Attempt:

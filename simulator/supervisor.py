@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,14 @@ from durablefuture_trio.protocol.namespace import establish_namespace
 from durablefuture_trio.supervisor._clock import ServerClock
 from durablefuture_trio.supervisor._ownership import Ownership
 from durablefuture_trio.supervisor._shard import Shard
+from durablefuture_trio.supervisor._verifier import Verifiers
 
 NAMESPACE = "test"
+
+
+def is_paranoid(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether simulated supervisors are to be in paranoid mode: ``PARANOID=1`` in the environment."""
+    return environ.get("PARANOID", "") not in ("", "0")
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ async def open_ownership(
     replay: ReplayPool,
     activities: ActivityPool,
     shards: int,
+    verifiers: Verifiers | None = None,
     shard_type: Callable[..., Shard] = Shard,
     ownership_type: Callable[..., Ownership] = Ownership,
     **options: Any,
@@ -59,6 +67,7 @@ async def open_ownership(
             activities=activities,
             clock=clock,
             on_reader_lost=on_reader_lost,
+            **({} if verifiers is None else {"verifiers": verifiers}),
         )
 
     return ownership_type(broker, subjects, member, clock, new_shard, monotonic=trio.current_time, **options)
