@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
 from durablefuture_trio.authoring._messages import (
     QueryDefinition,
@@ -26,30 +26,6 @@ T = TypeVar("T")
 A1 = TypeVar("A1")
 A2 = TypeVar("A2")
 A3 = TypeVar("A3")
-T1 = TypeVar("T1", contravariant=True)
-T2 = TypeVar("T2", contravariant=True)
-T3 = TypeVar("T3", contravariant=True)
-
-
-class _IsSignal(Protocol):
-    kind: ClassVar[Literal["signal"]]
-
-
-# Types are found through calls: out of the parameters of a SignalDefinition alone mypy does not take them.
-class _Signal0(_IsSignal, Protocol):
-    def __call__(self) -> Any: ...
-
-
-class _Signal1(_IsSignal, Protocol[T1]):
-    def __call__(self, first: T1, /) -> Any: ...
-
-
-class _Signal2(_IsSignal, Protocol[T1, T2]):
-    def __call__(self, first: T1, second: T2, /) -> Any: ...
-
-
-class _Signal3(_IsSignal, Protocol[T1, T2, T3]):
-    def __call__(self, first: T1, second: T2, third: T3, /) -> Any: ...
 
 
 class _Factory:
@@ -177,14 +153,15 @@ class MessageHelpers:
             return _UpdateFactory(UpdateDefinition, "@workflow.update", name)
         return define_message(UpdateDefinition, "@workflow.update", fn, name)
 
+    # Of calls: out of the parameters of a SignalDefinition type checkers take no type for A1.
     @overload
-    def signal_channel(self, signal: _Signal3[A1, A2, A3], /) -> ReceiveChannel[tuple[A1, A2, A3]]: ...
+    def signal_channel(self, signal: Callable[[A1, A2, A3], Any], /) -> ReceiveChannel[tuple[A1, A2, A3]]: ...
     @overload
-    def signal_channel(self, signal: _Signal2[A1, A2], /) -> ReceiveChannel[tuple[A1, A2]]: ...
+    def signal_channel(self, signal: Callable[[A1, A2], Any], /) -> ReceiveChannel[tuple[A1, A2]]: ...
     @overload
-    def signal_channel(self, signal: _Signal1[A1], /) -> ReceiveChannel[A1]: ...
+    def signal_channel(self, signal: Callable[[A1], Any], /) -> ReceiveChannel[A1]: ...
     @overload
-    def signal_channel(self, signal: _Signal0, /) -> ReceiveChannel[None]: ...
+    def signal_channel(self, signal: Callable[[], Any], /) -> ReceiveChannel[None]: ...
     @overload
     def signal_channel(
         self, signal: SignalDefinition[Concatenate[Any, Any, Any, Any, ...]], /

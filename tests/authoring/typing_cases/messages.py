@@ -159,5 +159,5 @@ async def what_workflow_code_asks_for() -> None:
     assert_type(workflow.cancel_reason(), str | None)
     assert_type(workflow.last_result(Approval), Approval | None)
     assert_type(workflow.info().parent, ParentInfo | None)
-    workflow.signal_channel(status)  # type: ignore[call-overload]
+    workflow.signal_channel(5)  # type: ignore[call-overload]
     assert [told, check]
