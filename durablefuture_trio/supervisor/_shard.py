@@ -401,7 +401,8 @@ class Shard:
                 code_hash=lambda: self._replay.code_hash,
                 is_cached=self._replay.cached,
                 armed=self._schedules.of(workflow_id),
-                may_assume_fresh=self._past_barrier and workflow_id not in self._known,
+                # What is still delivered in turn was waiting at the takeover, and may have been applied before.
+                may_assume_fresh=self._past_barrier and self._in_turn is None and workflow_id not in self._known,
                 is_verified=self._verifier is not None,
             )
             holder.append(owner)

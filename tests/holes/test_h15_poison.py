@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import pytest
 import trio
@@ -18,7 +19,7 @@ from durablefuture_trio.protocol.envelope import inbound
 from durablefuture_trio.supervisor._caution import Caution, Suspect
 from durablefuture_trio.supervisor._shard import Shard
 from tests._support.cluster import Supervisor
-from tests._support.holes import SUBJECTS, Stage, one_step, stage
+from tests._support.holes import SUBJECTS, Stage, one_long_step, one_step, stage
 
 
 class Fragile(Shard):
@@ -204,3 +205,27 @@ async def test_h15_loading_it_again_and_again_kills_every_supervisor(
     done, deaths = await whoever_loads_it_dies(RecklessShard, monkeypatch)
     assert deaths > 20
     assert not done
+
+
+class Remembering(RunOwner):
+    """Remembers who was told that a start must be the first of its id."""
+
+    assumed_fresh: ClassVar[list[bool]] = []
+
+    def __init__(self, *args: Any, may_assume_fresh: bool, **options: Any) -> None:
+        self.assumed_fresh.append(may_assume_fresh)
+        super().__init__(*args, may_assume_fresh=may_assume_fresh, **options)
+
+
+async def test_h15_a_start_that_waited_is_not_taken_for_the_first_of_its_id_by_who_loads_runs_one_by_one(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Remembering, "assumed_fresh", [])
+    async with stage(owner=Remembering) as scene:
+        await scene.start("A")
+        await scene.client.start(one_long_step, 1000.0, id="w")
+        assert Remembering.assumed_fresh == [True]
+        for dies, heir in pairwise("ABCDE"):
+            await scene.takeover(dies, heir)
+            await trio.sleep(1)
+        assert Remembering.assumed_fresh == [True, False, False, False, False]
