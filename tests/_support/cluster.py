@@ -18,8 +18,8 @@ from durablefuture_trio.protocol.lease import Member
 from durablefuture_trio.protocol.subjects import Subjects
 from durablefuture_trio.supervisor._ownership import Ownership
 from durablefuture_trio.supervisor._shard import Shard
-from simulator.pools import ActivityWorld, HostedActivities, HostedReplay
-from simulator.supervisor import open_ownership
+from simulator.pools import ActivityWorld, HostedActivities, HostedReplay, HostedVerification
+from simulator.supervisor import is_paranoid, open_ownership
 
 
 class Supervisor:
@@ -34,6 +34,7 @@ class Supervisor:
         self.ended = trio.Event()
         self.ownership: Ownership | None = None
         self.replay: HostedReplay | None = None
+        self.verification: HostedVerification | None = None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         cluster = self.cluster
@@ -43,6 +44,8 @@ class Supervisor:
                     replay = self.replay = HostedReplay(
                         cluster.registry, cluster.scheduler, cached_workflows=cluster.cached_workflows
                     )
+                    if cluster.paranoid:
+                        self.verification = HostedVerification(cluster.registry, cluster.scheduler)
                     activities = HostedActivities(cluster.registry, cluster.world, cluster.scheduler, nursery)
                     self.ownership = await open_ownership(
                         self.broker,
@@ -51,6 +54,7 @@ class Supervisor:
                         replay=replay,
                         activities=activities,
                         shards=cluster.shards,
+                        verifiers=None if self.verification is None else self.verification.verifiers,
                         shard_type=cluster.shard_type,
                         ownership_type=cluster.ownership_type,
                     )
@@ -59,6 +63,8 @@ class Supervisor:
         finally:
             if self.replay is not None:
                 self.replay.close()
+            if self.verification is not None:
+                self.verification.close()
             self.ended.set()
 
     async def stop(self) -> None:
@@ -94,6 +100,8 @@ class Cluster:
         self.world = world
         self.shards = shards
         self.cached_workflows = cached_workflows
+        self.paranoid = is_paranoid()
+        """Whether supervisors that are started verify what they do: ``PARANOID=1`` in the environment, or set it."""
         self.shard_type: Callable[..., Shard] = Shard
         self.ownership_type: Callable[..., Ownership] = Ownership
         self.supervisors: dict[str, Supervisor] = {}

@@ -24,9 +24,10 @@ from durablefuture_trio.ports.broker import Stored
 from durablefuture_trio.protocol.lease import Member
 from durablefuture_trio.protocol.projection import decode_record
 from durablefuture_trio.protocol.subjects import Subjects
+from durablefuture_trio.supervisor._verifier import Verifiers
 from simulator.life import seeded
-from simulator.pools import ActivityWorld, HostedActivities, HostedReplay, Witness
-from simulator.supervisor import NAMESPACE, open_ownership
+from simulator.pools import ActivityWorld, HostedActivities, HostedReplay, HostedVerification, Witness
+from simulator.supervisor import NAMESPACE, is_paranoid, open_ownership
 from simulator.world import SimulatedProcess, World
 from tests._support.language_history import RunHistory, flaws, read_runs
 
@@ -46,6 +47,7 @@ class Fate:
     Attributes:
         seed: of all chance.
         blows: how many kills there are, at messages of their own.
+        paranoid: every finished commit is replayed once more by another host.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Fate:
     faults: FaultPlan = field(default_factory=FaultPlan)
     blows: int = 0
     victims: tuple[Victim, ...] = ()
+    paranoid: bool = field(default_factory=is_paranoid)
 
 
 @dataclass
@@ -104,6 +107,7 @@ class Seat:
         self._stage = stage
         self._replay: HostedReplay | None = None
         self._activities: HostedActivities | None = None
+        self._verification: HostedVerification | None = None
         self.process: SimulatedProcess | None = None
 
     def start(self) -> None:
@@ -136,7 +140,9 @@ class Seat:
     def _ended(self) -> None:
         if self._replay is not None:
             self._replay.close()
-        self.process = self._replay = self._activities = None
+        if self._verification is not None:
+            self._verification.close()
+        self.process = self._replay = self._activities = self._verification = None
         world = self._stage.world
         world.scheduler.call_at(world.now() + RESTART_S, self.start)
 
@@ -152,6 +158,11 @@ class Seat:
             latency=fate.replay_latency,
             rng=stage.rng,
         )
+        verifiers = None
+        if fate.paranoid:
+            self._verification = HostedVerification(registry, process)
+            verifiers = self._verification.verifiers
+            stage.verifiers.append(verifiers)
         async with trio.open_nursery() as nursery:
             self._activities = HostedActivities(
                 registry, stage.activities, process, nursery, workers=2, is_dead=lambda: process.is_dead
@@ -163,6 +174,7 @@ class Seat:
                 replay=self._replay,
                 activities=self._activities,
                 shards=fate.shards,
+                verifiers=verifiers,
             )
             await nursery.start(ownership.run)
             await trio.sleep_forever()
@@ -182,6 +194,8 @@ class Stage:
         self.is_dark = False
         self._is_peace = False
         self.reported: list[str] = []
+        self.verifiers: list[Verifiers] = []
+        self._is_code_changed = False
         self._seats = [Seat(self, index) for index in range(fate.seats)]
         self._next_blow_in = self._gap()
 
@@ -208,11 +222,14 @@ class Stage:
             raise AssertionError(
                 f"runs still open long after the scene: {self._open_runs() - open_runs}\n{self._told()}"
             )
+        self._wait(1.0 if self.fate.paranoid else 0.0, lambda: False)
         for seat in self._seats:  # whoever owns the shards next reads what lost acknowledgements left behind
             seat.hit("supervisor", 0)
         self._wait(QUIET_S, lambda: not self._left(open_runs))
         runs = self.runs()
         found = [*self.reported, *(f"left behind: {item}" for item in self._left(open_runs))]
+        if (doubted := sum(it.doubted for it in self.verifiers)) and not self._is_code_changed:
+            found.append(f"{doubted} replays by another host went differently")
         found += flaws(runs, self.registry, self.activities.witnesses, open_runs)
         if found:
             raise AssertionError("\n".join([*found, self._told()]))
@@ -235,6 +252,7 @@ class Stage:
         """Kill all supervisors; they come back, with other code if any is given."""
         if definitions is not None:
             self.registry = Registry.of(definitions)
+            self._is_code_changed = True
         self._soon(self._kill_all)
 
     def dark(self, is_dark: bool) -> None:
