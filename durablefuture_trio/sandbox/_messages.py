@@ -33,8 +33,8 @@ class HandlingRun(Protocol):
         """Call something that must not change the run."""
         ...
 
-    def failure_of_handler(self, error: BaseException, what: str) -> Failure:
-        """What is recorded of an exception that left a handler; raises it again if it is none of the handler's."""
+    def failure_of_handler(self, error: BaseException, what: str) -> Failure | None:
+        """What is recorded of an exception that left a handler; None: it ends more than that, and is to be raised."""
         ...
 
 
@@ -186,7 +186,7 @@ class Messages:
         except (MemoryError, RecursionError):
             raise
         except Exception as error:
-            raise RequestFailedError(f"the arguments do not fit query {name!r}: {error}") from error
+            raise RequestFailedError(f"the arguments do not fit query {name!r}: {_words(error)}") from error
         call = partial(handler.call, *arguments)
         return codec.encode_value(self._run.read_only(f"query {name!r}", call))
 
@@ -254,7 +254,9 @@ class Messages:
         del self._signals[signal.number]
 
     def _undecodable(self, name: str, error: Exception) -> None:
-        self._run.note("WARNING", f"signal {name!r} was left out, for its arguments do not fit its handler: {error}")
+        self._run.note(
+            "WARNING", f"signal {name!r} was left out, for its arguments do not fit its handler: {_words(error)}"
+        )
 
     async def _run_update(self, update: CarriedUpdate, validated: bool) -> None:
         if self._held:
@@ -269,12 +271,16 @@ class Messages:
         except Exception as error:  # noqa: BLE001 - whatever a validator raises refuses the update
             refusal = error
         if refusal is not None:
-            self._refuse(update, refusal)
+            failure = self._run.failure_of_handler(_refusal_of(update, refusal), f"update {update.name!r}")
+            self._complete(update, CompleteUpdate(update_id=update.update_id, failure=failure, source=_place(refusal)))
+            refusal = None  # its traceback leads back here, round in circles
             return
         try:
             result = codec.encode_value(await handler.run(arguments))
-        except BaseException as error:  # noqa: BLE001 - raised again if it is not the handler's
+        except BaseException as error:
             failure = self._run.failure_of_handler(error, f"update {update.name!r}")
+            if failure is None:
+                raise
             self._complete(update, CompleteUpdate(update_id=update.update_id, failure=failure, source=_place(error)))
         else:
             self._complete(update, CompleteUpdate(update_id=update.update_id, result=result))
@@ -287,12 +293,6 @@ class Messages:
         if validator is not None:
             self._run.read_only(f"the validator of update {message.name!r}", partial(validator, *arguments))
 
-    def _refuse(self, update: CarriedUpdate, error: BaseException) -> None:
-        refusal = UpdateRejectedError(f"update {update.name!r} was refused: {error}", cause=error)
-        refusal.__cause__ = error
-        failure = self._run.failure_of_handler(refusal, f"update {update.name!r}")
-        self._complete(update, CompleteUpdate(update_id=update.update_id, failure=failure, source=_place(error)))
-
     def _complete(self, update: CarriedUpdate, command: CompleteUpdate) -> None:
         self._asked.add(command)
         del self._updates[update.update_id]
@@ -300,3 +300,14 @@ class Messages:
 
 def _place(error: BaseException) -> str:
     return source_of_traceback(error.__traceback__)
+
+
+def _refusal_of(update: CarriedUpdate, error: BaseException) -> UpdateRejectedError:
+    refusal = UpdateRejectedError(f"update {update.name!r} was refused: {_words(error)}", cause=error)
+    refusal.__cause__ = error
+    return refusal
+
+
+def _words(error: BaseException) -> str:
+    # Not str(): that of a user's class may raise.
+    return codec.failure_of(error).message

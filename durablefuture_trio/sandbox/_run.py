@@ -294,15 +294,12 @@ class WorkflowRun(RunMessages, RunCalls):
                     )
                 )
 
-    def failure_of_handler(self, error: BaseException, what: str) -> Failure:
-        """What is recorded of an exception that left the handler of an update.
-
-        Raises:
-            BaseException: `error`, if it ends more than the handler: a cancel, or something that blocks the run.
-        """
+    def failure_of_handler(self, error: BaseException, what: str) -> Failure | None:
+        """What is recorded of an exception that left the handler of an update; None: it ends more than the handler (a
+        cancel, something that blocks the run) and is to be raised."""
         self._block_for(error)
         if self._blocked is not None or self._closing or only_cancelled(error):
-            raise error
+            return None
         if continuation_in(error) is not None:
             self._messages.release()
             return self._failure_record(
@@ -311,9 +308,8 @@ class WorkflowRun(RunMessages, RunCalls):
                     "variable that the workflow function waits for, and continue as new there"
                 )
             )
-        if not all(isinstance(leaf, Exception) for leaf in leaves(as_failure(error))):
-            raise error
-        return self._failure_record(as_failure(error))
+        failure = as_failure(error)
+        return self._failure_record(failure) if isinstance(failure, Exception) else None
 
     def _failure_record(self, error: BaseException) -> Failure:
         try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import uuid
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -1390,4 +1392,92 @@ def test_messages_that_come_after_the_end_of_the_function_are_still_handled() ->
     commands = story.complete(1, 1)
     assert isinstance(commands[-1], CompleteWorkflow)
     assert not any(isinstance(command, CompleteUpdate) for command in commands)
+    story.assert_replays()
+
+
+@pytest.mark.parametrize("end", ["dropped", "finished", "cancelled", "asked when closed"])
+def test_the_memory_of_a_run_with_messages_is_free_at_once_without_garbage_collection(end: str) -> None:
+    @workflow
+    class Full:
+        def __init__(self) -> None:
+            self.words: list[str] = []
+
+        @workflow.signal
+        async def slow(self, word: str) -> None:
+            await step(1)
+            self.words.append(word)
+
+        @workflow.update
+        async def change(self, word: str) -> str:
+            await step(2)
+            return word
+
+        @workflow.query
+        def content(self) -> list[str]:
+            return self.words
+
+        async def run(self) -> None:
+            @workflow.signal
+            def closure() -> None: ...
+
+            async with workflow.signal_channel("other", type=int) as other, trio.open_nursery() as nursery:
+                nursery.start_soon(other.receive)
+                await workflow.wait_until(lambda: self.words)
+                nursery.cancel_scope.cancel()
+
+    gc.collect()
+    gc.disable()
+    try:
+        story = Conversation(Full)
+        story.start()
+        story.signal("slow", "a")
+        story.update("u-1", "change", "b")
+        assert story.query("content") == []
+        run = weakref.ref(story.host._runs["run-1"])  # type: ignore[attr-defined]
+        if end == "cancelled":
+            story.cancel()
+            story.cancelled(1)
+            story.cancelled(2)
+        elif end != "dropped":
+            story.complete(2, 2)
+            assert isinstance(story.complete(1, 1)[-1], CompleteWorkflow)
+        if end == "asked when closed":
+            story.host.close_evicted()  # type: ignore[attr-defined]
+            assert run() is None
+            assert story.query("content") == ["a"]
+            run = weakref.ref(story.host._runs["run-1"])  # type: ignore[attr-defined]
+        story.host.close()  # type: ignore[attr-defined]
+        assert run() is None
+    finally:
+        gc.enable()
+
+
+def test_dropping_a_run_runs_no_handler_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    ended: list[str] = []
+
+    @workflow
+    async def main() -> None:
+        @workflow.update
+        async def work() -> None:
+            try:
+                await step(1)
+            finally:
+                ended.append("handler left")
+                with trio.CancelScope(shield=True):
+                    await step(2)
+                ended.append("never")
+
+        try:
+            await workflow.wait_until(lambda: False)
+        finally:
+            ended.append("main left")
+            await workflow.wait_until(lambda: True)
+            ended.append("never")
+
+    story = Conversation(main)
+    story.start()
+    story.update("u-1", "work")
+    story.host.close()  # type: ignore[attr-defined]
+    assert sorted(ended) == ["handler left", "main left"]
+    assert caplog.records == []
     story.assert_replays()
