@@ -36,7 +36,7 @@ lint: venv ## style, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	MYPYPATH=examples/order $(BIN)/mypy --explicit-package-bases scripts examples/embedded.py examples/order/*.py
+	MYPYPATH=examples/order $(BIN)/mypy --explicit-package-bases scripts examples/*.py examples/order/*.py
 	$(BIN)/lint-imports --no-cache
 
 test: lint ## everything that has to hold, in bounded time

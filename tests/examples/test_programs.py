@@ -64,6 +64,44 @@ def test_the_embedded_example_takes_the_best_offer_of_the_first_second(tmp_path:
     assert lines[-1].endswith("WorkflowCompleted")
 
 
+def test_the_approval_example_reminds_and_undoes_what_it_has_reserved_when_it_is_cancelled(tmp_path: Path) -> None:
+    done = run([sys.executable, str(ROOT / "examples/approval.py")], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    chair, sofa = done.stdout.split("a sofa\n")
+    assert "ValueError: 400.00 is not less than 300.00" in chair
+    assert "saved 50.00" in chair
+    assert chair.endswith("250.00 for a chair, approved by Ann\n")
+    assert sofa == "  cancelled: the office moves\n"
+    # What activities print comes with the log.
+    assert "reminder: please decide about a chair" in done.stderr
+    assert "released the reservation of 900.00" in done.stderr
+    assert "released the reservation of 300.00" not in done.stderr
+
+
+def test_the_catalogue_example_leaves_out_the_page_with_too_many_failures(tmp_path: Path) -> None:
+    done = run([sys.executable, str(ROOT / "examples/catalogue.py")], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    stored, left_out, history = done.stdout.splitlines()
+    assert stored == "539 products stored, 11 refused"
+    assert left_out.startswith("page 7: child workflow 'import_page'")
+    # Of four pages, each initiated, started and completed: the two runs before it have histories of their own.
+    assert history == "the last run's history has 14 events"
+
+
+def test_the_subscription_example_goes_on_in_a_new_run_and_keeps_its_account(tmp_path: Path) -> None:
+    done = run([sys.executable, str(ROOT / "examples/subscription.py")], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    *_, ended, runs = done.stdout.splitlines()
+    account = re.fullmatch(r"ended: Account\(customer='Bob', plan='large', periods=(\d+), paid=([\d.]+)\)", ended)
+    assert account is not None
+    periods, paid = int(account[1]), float(account[2])
+    assert periods >= 5
+    assert any(paid == small * 5.0 + (periods - small) * 20.0 for small in range(2, periods))
+    begun = re.fullmatch(r"begun by run (\w+), ended by run (\w+) with \d+ events", runs)
+    assert begun is not None
+    assert begun[1] != begun[2]
+
+
 @pytest.fixture
 def order(tmp_path: Path) -> Path:
     """A copy of the order example, as a fresh clone has it."""
