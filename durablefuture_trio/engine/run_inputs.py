@@ -24,7 +24,7 @@ from durablefuture_trio.engine.decide import (
     decide_message,
     decide_timer,
 )
-from durablefuture_trio.engine.mail import is_from_workflow
+from durablefuture_trio.engine.mail import is_from_workflow, owed_by
 from durablefuture_trio.engine.payload_limits import fitting_outcome
 from durablefuture_trio.engine.requests import (
     Answer,
@@ -99,8 +99,16 @@ class RunInputs(RunDrafting):
             self._anchors.consume(message.seq)
         if self.state is not None and self.state.terminal is not None:
             self._out(out.Closed(self.state.run_id, self._tip_n, self.state.terminal))
+            self._post_what_is_owed(self.state)
         self._settling.outdate()
         return True
+
+    def _post_what_is_owed(self, state: RunState) -> None:
+        # What a closed run owes was stored before its last anchor went. Without one of those messages there is nothing
+        # to make good; two closed runs that owe each other a word would go on telling each other for ever.
+        if state.may_owe and (state.terminal is None or self._anchors.any_up_to(state.consumed)):
+            for owed in owed_by(state):
+                self._mail.post(owed)
 
     def _preempt(self, now: float) -> bool:
         """A terminate does not wait for the sandbox: the stimulus under way stays without its activation."""

@@ -24,7 +24,7 @@ from durablefuture_trio.engine.decide import (
     decide_timeout,
     decide_timer,
 )
-from durablefuture_trio.engine.mail import Owed, owed_by
+from durablefuture_trio.engine.mail import Owed
 from durablefuture_trio.engine.requests import (
     Answer,
     Inbound,
@@ -73,9 +73,7 @@ class RunOwner(RunInputs):
         self._load_failures = 0
         self._become(state)
         if state is not None:
-            if state.may_owe:
-                for owed in owed_by(state):
-                    self._mail.post(owed)
+            self._post_what_is_owed(state)
             if state.terminal is None:
                 if state.finished:  # its owner may have died between the commit and what a replay made of it
                     self._output_all(self._verification(state, state.tip_n))

@@ -11,6 +11,7 @@ from durablefuture_trio import ChildWorkflowError, activity, gather, workflow
 from durablefuture_trio.client import Client
 from durablefuture_trio.errors import (
     ApplicationError,
+    RequestFailedError,
     WorkflowCancelledError,
     WorkflowFailedError,
     WorkflowNotFoundError,
@@ -65,7 +66,13 @@ def test_an_awaited_workflow_is_a_child_and_gives_its_typed_result(play: Play) -
 
     played = play.run(flow, pack, double)
     assert played.result == [3, 1.5]
-    assert played.kinds("w") == ["WorkflowStarted", "ChildInitiated", "ChildStarted", "ChildCompleted", "WorkflowCompleted"]
+    assert played.kinds("w") == [
+        "WorkflowStarted",
+        "ChildInitiated",
+        "ChildStarted",
+        "ChildCompleted",
+        "WorkflowCompleted",
+    ]
 
 
 def test_children_run_beside_each_other(play: Play) -> None:
@@ -412,7 +419,7 @@ def test_a_run_that_continues_as_new_closes_its_children_by_their_policy(play: P
         if not again:
             return "second run"
         await workflow.start_child(waiting, id="c", parent_close=policy).started()
-        workflow.continue_as_new(policy, False)
+        workflow.continue_as_new(policy, False)  # noqa: RET503 - it does not return
 
     async def scene(client: Client) -> list[str]:
         result = await client.run(flow, policy, True, id="w")
@@ -586,3 +593,20 @@ def test_a_child_cancel_is_recorded_once(play: Play) -> None:
 
     played = play.run(flow, waiting)
     assert len(played.events("w", ChildCancelRequested)) == 1
+
+
+def test_a_parent_and_a_child_that_have_both_ended_leave_each_other_alone(play: Play) -> None:
+    """Each owed the other a word: loaded anew for a message that came late, they told each other again and again."""
+
+    async def scene(client: Client) -> str:
+        handle = await client.start(parent, "complete", "terminate", id="w")
+        await play.recorded("w", ChildStarted)
+        await handle.signal("end", 1)
+        last = type(await play.closed("c")).__name__
+        await play.restart()
+        for workflow_id in ("w", "c"):
+            with pytest.raises(RequestFailedError):
+                await client.handle(workflow_id).signal(go, 1)
+        return last
+
+    assert play(scene, parent, waiting).result == "WorkflowTerminated"
