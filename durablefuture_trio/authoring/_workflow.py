@@ -17,7 +17,7 @@ from durablefuture_trio.authoring._children import ChildStart, ChildWorkflow, ch
 from durablefuture_trio.authoring._definition import Definition
 from durablefuture_trio.authoring._logging import WorkflowLogger
 from durablefuture_trio.authoring._message_helpers import MessageHelpers
-from durablefuture_trio.authoring._messages import messages_of
+from durablefuture_trio.authoring._messages import MessageDefinition, messages_of
 from durablefuture_trio.authoring._runtime import WorkflowInfo, WorkflowRuntime, current_run
 from durablefuture_trio.authoring._signature import Signature, check_function, check_name, enclosing_names
 from durablefuture_trio.authoring._steps import StepHelpers
@@ -45,6 +45,7 @@ class WorkflowDefinition(Definition, Generic[P, R]):
         fn: the original async function; of a class, a function that makes an instance and awaits its ``run``.
         name: the name it is registered under.
         cls: the decorated class; None for a function.
+        messages: the handlers among the methods of the class.
     """
 
     kind = "workflow"
@@ -58,11 +59,12 @@ class WorkflowDefinition(Definition, Generic[P, R]):
         local_names: Mapping[str, Any] | None = None,
     ) -> None:
         self.cls: type | None = None
+        self.messages: tuple[MessageDefinition[..., Any], ...] = ()
         if isinstance(source, type):
             self.cls = source
             signature = Signature(_run_of(source), "workflow", skip_first=True)
-            messages_of(source)  # refuses doubled names where they are written
-            fn = _runner(source)
+            self.messages = tuple(messages_of(source).values())
+            fn = _runner(source, self.messages)
         else:
             signature = Signature(source, "workflow")
             fn = source
@@ -108,9 +110,8 @@ class WorkflowDefinition(Definition, Generic[P, R]):
 
     def check_hints(self) -> None:
         super().check_hints()
-        if self.cls is not None:
-            for message in messages_of(self.cls).values():
-                message.check_hints()
+        for message in self.messages:
+            message.check_hints()
 
     def _restore(self, state: dict[str, Any]) -> None:
         WorkflowDefinition.__init__(self, state["fn"], state["name"])
@@ -127,13 +128,12 @@ def _run_of(cls: type) -> FunctionType:
     return run
 
 
-def _runner(cls: type) -> Callable[..., Coroutine[Any, Any, Any]]:
+def _runner(cls: type, messages: tuple[MessageDefinition[..., Any], ...]) -> Callable[..., Coroutine[Any, Any, Any]]:
     async def run(*args: Any) -> Any:
         instance: Any = cls()
         current = current_run.get()
-        messages = messages_of(cls) if current is not None else {}
         if current is not None and messages:
-            for message in messages.values():
+            for message in messages:
                 current.add_handler(message, message.bound_to(instance), is_async=message.is_async, owner=instance)
             # What was there before the run began comes before its first step.
             await current.handlers_begun()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from contextvars import Context
 from functools import partial
@@ -203,6 +203,12 @@ class Messages:
         """The handlers that were cut off, and the updates that nobody carried out, in words."""
         signals = [f"signal {self._signals[number].carried.name!r}" for number in sorted(self._signals)]
         return (*signals, *(f"update {update.name!r} ({key})" for key, update in self._updates.items()))
+
+    @property
+    def untaken(self) -> tuple[str, ...]:
+        """The signals that no handler and no channel has taken, in words."""
+        counts = Counter(signal.carried.name for signal in self._mail.everything().values())
+        return tuple(f"signal {name!r} ({count})" for name, count in sorted(counts.items()))
 
     def left_over(self) -> tuple[tuple[CarriedSignal, ...], tuple[CarriedUpdate, ...]]:
         """What the next run gets: signals that were not taken or whose handler was cut off, in the order they came in;

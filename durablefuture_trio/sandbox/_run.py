@@ -249,12 +249,13 @@ class WorkflowRun(RunMessages, RunCalls):
         )
 
     def _tell_unfinished(self) -> None:
-        unfinished = self._messages.unfinished
-        if unfinished and not isinstance(self._terminal, ContinueAsNew):
-            self.note(
-                "WARNING",
-                f"the run of {self._definition.name} ended before these were done: {', '.join(unfinished)}",
-            )
+        if isinstance(self._terminal, ContinueAsNew):
+            return
+        begin = f"the run of {self._definition.name} ended"
+        if unfinished := self._messages.unfinished:
+            self.note("WARNING", f"{begin} before these were done: {', '.join(unfinished)}")
+        if untaken := self._messages.untaken:
+            self.note("INFO", f"{begin}, and nobody had taken these: {', '.join(untaken)}")
 
     def _complete(self, result: Any) -> None:
         try:

@@ -339,6 +339,20 @@ def test_what_a_failing_run_did_not_finish_is_told() -> None:
     story.assert_replays()
 
 
+def test_signals_that_nobody_took_are_told_of_at_the_end() -> None:
+    @workflow
+    async def main() -> None:
+        await step(0)
+
+    story = Conversation(main)
+    story.start()
+    for name in ("b", "a", "b"):
+        story.signal(name, 1)
+    assert isinstance(story.complete(1)[-1], CompleteWorkflow)
+    assert story.lines == ["the run of main ended, and nobody had taken these: signal 'a' (1), signal 'b' (2)"]
+    story.assert_replays()
+
+
 def test_a_module_imported_by_workflow_code_only_declares(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "declares_late.py").write_text(
         "from durablefuture_trio import workflow\n\n@workflow.signal\ndef late(number: int) -> None: ...\n"
