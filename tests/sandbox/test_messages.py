@@ -348,7 +348,7 @@ def test_signals_that_nobody_took_are_told_of_at_the_end() -> None:
     story.start()
     for name in ("b", "a", "b"):
         story.signal(name, 1)
-    assert isinstance(story.complete(1)[-1], CompleteWorkflow)
+    assert isinstance(story.complete(1, 0)[-1], CompleteWorkflow)
     assert story.lines == ["the run of main ended, and nobody had taken these: signal 'a' (1), signal 'b' (2)"]
     story.assert_replays()
 
