@@ -13,7 +13,7 @@ from durablefuture_trio.authoring._children import (
     child_start,
     target_of,
 )
-from durablefuture_trio.authoring._runtime import ContinueAsNewRequested, WorkflowRuntime, current_run
+from durablefuture_trio.authoring._runtime import ContinueAsNewRequested, running
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -136,18 +136,6 @@ class StepHelpers:
         """
         _check_patch(id)
         running("deprecate_patch()").deprecate_patch(id)
-
-
-def running(helper: str) -> WorkflowRuntime:
-    """The run that the calling code is a part of.
-
-    Raises:
-        RuntimeError: it is a part of none.
-    """
-    run = current_run.get()
-    if run is None:
-        raise RuntimeError(f"workflow.{helper} works only in the code of a running workflow")
-    return run
 
 
 def _check_patch(patch: object) -> None:

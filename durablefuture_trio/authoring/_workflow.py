@@ -18,7 +18,7 @@ from durablefuture_trio.authoring._definition import Definition
 from durablefuture_trio.authoring._logging import WorkflowLogger
 from durablefuture_trio.authoring._message_helpers import MessageHelpers
 from durablefuture_trio.authoring._messages import MessageDefinition, messages_of
-from durablefuture_trio.authoring._runtime import WorkflowInfo, WorkflowRuntime, current_run
+from durablefuture_trio.authoring._runtime import WorkflowInfo, WorkflowRuntime, current_run, running
 from durablefuture_trio.authoring._signature import Signature, check_function, check_name, enclosing_names
 from durablefuture_trio.authoring._steps import StepHelpers
 
@@ -217,7 +217,7 @@ class WorkflowDecorator(StepHelpers, MessageHelpers):
         Raises:
             RuntimeError: called outside of a workflow.
         """
-        return datetime.fromtimestamp(_run("now()").now(), UTC)
+        return datetime.fromtimestamp(running("now()").now(), UTC)
 
     def info(self) -> WorkflowInfo:
         """What the run knows about itself: ids, name, start time, length of its history.
@@ -225,7 +225,7 @@ class WorkflowDecorator(StepHelpers, MessageHelpers):
         Raises:
             RuntimeError: called outside of a workflow.
         """
-        return _run("info()").info
+        return running("info()").info
 
     def random(self) -> Random:
         """The run's own source of randomness: the same sequence in every replay.
@@ -233,7 +233,7 @@ class WorkflowDecorator(StepHelpers, MessageHelpers):
         Raises:
             RuntimeError: called outside of a workflow.
         """
-        return _run("random()").random()
+        return running("random()").random()
 
     def uuid4(self) -> UUID:
         """A UUID out of the run's own randomness: the same in every replay.
@@ -241,7 +241,7 @@ class WorkflowDecorator(StepHelpers, MessageHelpers):
         Raises:
             RuntimeError: called outside of a workflow.
         """
-        return _run("uuid4()").uuid4()
+        return running("uuid4()").uuid4()
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -254,13 +254,6 @@ class WorkflowDecorator(StepHelpers, MessageHelpers):
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         return (_the_workflow_object, ())
-
-
-def _run(helper: str) -> WorkflowRuntime:
-    run = current_run.get()
-    if run is None:
-        raise RuntimeError(f"workflow.{helper} works only in the code of a running workflow")
-    return run
 
 
 _logger = WorkflowLogger()
