@@ -8,10 +8,11 @@ from dataclasses import replace
 import trio
 
 from durablefuture_trio.authoring import activity_options
-from durablefuture_trio.errors import ActivityError
+from durablefuture_trio.errors import ActivityError, ChildWorkflowError
 from simulator._behaviours import mix
 from simulator._kinds import ACTIVITY, SLOW
 from simulator._nodes import (
+    CHILD,
     MOMENTS,
     NOTHING,
     Fate,
@@ -23,6 +24,8 @@ from simulator._nodes import (
     one_after_the_other,
     words_of,
 )
+
+CALLS = frozenset({ACTIVITY, CHILD})
 
 
 class MoveOnAfter(Kind):
@@ -107,16 +110,16 @@ class FailAfter(Kind):
 
 
 class Guarded(Kind):
-    """``try: ... except ActivityError``, the plain one or the one for groups."""
+    """``try: ... except`` for calls and children that fail, the plain one or the one for groups."""
 
     name = "try"
     weight = 7
-    roles = ("body", "except ActivityError")
+    roles = ("body", "if a call failed")
     fewest = 2
     ways = ("except*", "except* and tell", "except")
 
     def make(self, maker: Maker) -> Node:
-        body = maker.inside({ACTIVITY}).block()
+        body = maker.inside(CALLS).block()
         way = maker.rng.choice(self.ways)
         if maker.steady:
             fate = fate_of(maker.kinds, body)
@@ -133,26 +136,26 @@ class Guarded(Kind):
         if node.way == "except":
             try:
                 return await interpreter.run(body, value)
-            except ActivityError:
+            except (ActivityError, ChildWorkflowError):
                 words.append("failed")
         else:
             try:
                 value = await interpreter.run(body, value)
-            except* ActivityError as group:
+            except* (ActivityError, ChildWorkflowError) as group:
                 words.append(words_of(group) if node.way == "except* and tell" else "failed")
         return await interpreter.run(handler, mix(value, *words)) if words else value
 
     def fate(self, node: Node, fates: Sequence[Fate]) -> Fate:
         body, handler = fates
         both = one_after_the_other(fates)
-        caught = frozenset(() if node.way == "except" and body.grouped else {ACTIVITY})
+        caught = frozenset(() if node.way == "except" and body.grouped else CALLS)
         when_cancelled = (body.when_cancelled - caught) | handler.when_cancelled
         # What fails because it is cancelled is caught here as well, and the rest of the body left out.
         at_least = 0.0 if body.when_cancelled else body.at_least
         if not body.failures:
             return replace(body, at_least=at_least, when_cancelled=when_cancelled, span=both.span)
         escaping = body.failures - caught
-        certain = both.certain and (body.which or (node.way != "except* and tell" and body.failures <= {ACTIVITY}))
+        certain = both.certain and (body.which or (node.way != "except* and tell" and body.failures <= CALLS))
         return replace(
             both, certain=certain, failures=escaping | handler.failures, grouped=body.grouped or handler.grouped,
             which=handler.which and (body.which or not escaping), when_cancelled=when_cancelled, at_least=at_least,

@@ -10,13 +10,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 import trio
 
-from durablefuture_trio.errors import ActivityError
+from durablefuture_trio.authoring import workflow
+from durablefuture_trio.errors import ActivityError, ChildWorkflowError
 from simulator._behaviours import PLAIN, Behaviour, make_behaviour
+from simulator._desk import Carried, Desk
+
+if TYPE_CHECKING:
+    from durablefuture_trio.authoring import WorkflowDefinition
+
+CHILD = "child"
+CONTINUED = "continued as new"
+"""Kinds of exceptions that leave nodes, beside those of `_kinds`; the second is none that anybody handles."""
 
 MOMENTS = (0.0, 0.05, 0.7, 3.0, 20.0, 400.0)
 """Few different ones, so that deadlines and timers coincide."""
@@ -108,7 +117,19 @@ def beside_each_other(fates: Sequence[Fate]) -> Fate:
 
 def fate_of(kinds: dict[str, Kind], node: Node) -> Fate:
     """The fate of a tree."""
-    return kinds[node.kind].fate(node, [fate_of(kinds, child) for child in node.children])
+    kind = kinds[node.kind]
+    fates = [
+        fate_of_program(kinds, child) if place == kind.root else fate_of(kinds, child)
+        for place, child in enumerate(node.children)
+    ]
+    return kind.fate(node, fates)
+
+
+def fate_of_program(kinds: dict[str, Kind], tree: Node) -> Fate:
+    """The fate of a whole program, whose chapters are runs one after the other."""
+    if tree.kind == "chapters":
+        return one_after_the_other([fate_of(kinds, child) for child in tree.children])
+    return fate_of(kinds, tree)
 
 
 @dataclass
@@ -131,6 +152,7 @@ class Maker:
         failures: kinds of exceptions that may leave the node.
         calm: none may leave it when it is cancelled.
         depth: how deep it is.
+        generation: how many programs it is inside of, whose child it is.
     """
 
     rng: Random
@@ -140,11 +162,22 @@ class Maker:
     failures: frozenset[str] = frozenset()
     calm: bool = False
     depth: int = 0
+    generation: int = 0
 
     def inside(self, failures: Iterable[str] | None = None, *, calm: bool = False) -> Maker:
         """The maker of children."""
         allowed = self.failures if failures is None else frozenset(failures)
         return replace(self, depth=self.depth + 1, failures=allowed, calm=self.calm or calm)
+
+    def of_child(self, failures: Iterable[str]) -> Maker:
+        """The maker of a child's program."""
+        return replace(self, depth=self.depth + 1, generation=self.generation + 1, failures=frozenset(failures))
+
+    def program(self) -> Node:
+        """A program."""
+        if "chapters" in self.kinds and self.rng.random() < CHAPTERS:
+            return Node("chapters", tuple(self.block() for _ in range(self.rng.randint(2, 3))))
+        return self.block()
 
     def behaviour(self, *, may_fail: bool) -> Behaviour:
         """A behaviour for a call."""
@@ -185,21 +218,47 @@ class Maker:
         return drawn
 
 
+CHAPTERS = 0.12
+"""Share of the programs that continue as new."""
+
+
 class Interpreter:
     """Runs a program.
 
+    Attributes:
+        desk: the messages of the run.
+        program: the workflow that children are.
+
     Args:
         kinds: the table.
+        further: the workflow that goes on when this one continues as new.
     """
 
-    def __init__(self, kinds: dict[str, Kind]) -> None:
+    def __init__(
+        self, kinds: dict[str, Kind], desk: Desk, program: WorkflowDefinition[[Node], int], further: Any
+    ) -> None:
         self._kinds = kinds
+        self._further = further
+        self._tags = 0
+        self.desk = desk
+        self.program = program
         self.events: Final = [trio.Event() for _ in range(SHARED)]
         self.channels: Final = [trio.open_memory_channel[int](size) for size in range(SHARED)]
 
     async def run(self, node: Node, value: int) -> int:
         """Take the number through the node."""
         return await self._kinds[node.kind].run(self, node, value)
+
+    def tag(self) -> str:
+        """A tag for a message that is sent."""
+        self._tags += 1
+        return f"{self.desk.run_id}-{self._tags}"
+
+    def go_on(self, tree: Node, value: int) -> NoReturn:
+        """Continue as new with this program."""
+        carried = Carried(value, self.desk.seen())
+        self.desk.close()
+        workflow.continue_as_new(tree, carried, workflow=self._further)
 
 
 SHARED = 3
@@ -220,6 +279,7 @@ class Kind(ABC):
         ways: its variants, the simplest first.
         least: the smallest `number`.
         moments: whether `seconds` may be made smaller.
+        root: which child is a program of its own, run by another workflow.
     """
 
     name: str
@@ -232,6 +292,7 @@ class Kind(ABC):
     ways: tuple[str, ...] = ("",)
     least: int = 0
     moments: bool = True
+    root: int | None = None
 
     def fits(self, maker: Maker) -> bool:
         """Whether a node of this kind may be made here."""
@@ -310,9 +371,10 @@ def words_of(error: BaseException) -> str:
     error = single(error)
     if isinstance(error, BaseExceptionGroup):
         return " & ".join(sorted(words_of(member) for member in error.exceptions))
-    if isinstance(error, ActivityError):
+    if isinstance(error, ActivityError | ChildWorkflowError):
         cause = error.cause
-        return f"ActivityError {error.reason}" + ("" if cause is None else f": {_named(cause)}")
+        said = "" if cause is None else f": {words_of(cause)}"
+        return f"{type(error).__name__} {error.reason}{said}"
     return _named(error)
 
 

@@ -13,22 +13,31 @@ from durablefuture_trio.client._connect import find_namespace
 from durablefuture_trio.client._handle import WorkflowHandle
 from durablefuture_trio.errors import (
     DurableFutureError,
+    QueryFailedError,
     RequestFailedError,
+    UpdateFailedError,
+    UpdateRejectedError,
     WorkflowAlreadyStartedError,
+    WorkflowCancelledError,
     WorkflowFailedError,
     WorkflowNotFoundError,
     WorkflowTerminatedError,
     WorkflowTimedOutError,
 )
+from durablefuture_trio.history.options import RetryPolicy
 from durablefuture_trio.ports.broker import Broker
 from durablefuture_trio.protocol.subjects import Subjects
-from simulator.oracle import EndTold, StartTold, TerminateTold, Told
+from simulator._behaviours import PLAIN
+from simulator._desk import SIGNALS, UPDATES, Order, nudge, result_of, seen
+from simulator.oracle import CancelTold, EndTold, QueryTold, SignalTold, StartTold, TerminateTold, Told, UpdateTold
 from simulator.programs import program
 from simulator.scenario import ClientPlan, Scenario
 from simulator.supervisor import NAMESPACE
 from simulator.world import SimulatedProcess, World
 
 AGAIN_S = 1.0
+BETWEEN_QUERIES_S = 1.0
+NO_ROOM = "no room"
 
 
 class ClientProcess:
@@ -45,9 +54,9 @@ class ClientProcess:
         self._plan = plan
         self._scenario = scenario
         self._told = told
-        self._id = f"w{plan.workflow}"
+        self._id = plan.target or f"w{plan.workflow}"
         self._request_id = f"{self.name}-{plan.action}"
-        self._acts = 2 if plan.action == "repeat" else 1
+        self._acts = 2 if plan.action == "repeat" or plan.again else 1
         self._process: SimulatedProcess | None = None
 
     def start(self) -> None:
@@ -88,6 +97,9 @@ class ClientProcess:
                 case "look":
                     await trio.sleep(self._plan.delay)
                     await self._look(client)
+                case "signal" | "update" | "query" | "cancel":
+                    await trio.sleep(self._plan.delay)
+                    await self._talk(client)
 
     def _tell(self, word: Told) -> None:
         # A process that was killed in the middle of this very step has told nobody.
@@ -95,6 +107,8 @@ class ClientProcess:
             self._told.append(word)
 
     async def _run(self, client: Client, conflict: Any, reuse: Any) -> None:
+        plan = self._plan
+        signal_tag = f"{self._request_id}-0"
         start = partial(
             client.start,
             program,
@@ -102,7 +116,12 @@ class ClientProcess:
             id=self._id,
             id_conflict_policy=conflict,
             id_reuse_policy=reuse,
-            execution_timeout=self._plan.execution_timeout,
+            execution_timeout=plan.execution_timeout,
+            start_delay=plan.start_delay,
+            start_signal=(nudge, (signal_tag,)) if plan.start_signal else None,
+            retry_policy=None
+            if plan.attempts is None
+            else RetryPolicy(initial_interval=0.2, maximum_attempts=plan.attempts),
             request_id=self._request_id,
         )
         while True:
@@ -111,23 +130,89 @@ class ClientProcess:
                 break
             except WorkflowAlreadyStartedError:
                 self._tell(StartTold(self._id, self._request_id, None, new=True))
+                if plan.start_signal:
+                    self._tell(SignalTold(self._id, signal_tag, applied=False))
                 return
             except RequestFailedError:  # no room in the store: the same request again is never applied twice
                 await trio.sleep(AGAIN_S)
         assert handle.run_id is not None
         self._tell(StartTold(self._id, self._request_id, handle.run_id, new=conflict != "use_existing"))
+        if plan.start_signal:
+            self._tell(SignalTold(self._id, signal_tag, applied=True))
         self._tell(EndTold(self._id, handle.run_id, await _end_of(handle)))
 
     async def _terminate(self, client: Client) -> None:
+        request_id = f"{self.name}-terminate"
         try:
-            await client.handle(self._id).terminate("it takes too long", request_id=self._request_id)
+            await client.handle(self._id).terminate("it takes too long", request_id=request_id)
         except WorkflowNotFoundError:
-            self._tell(TerminateTold(self._id, self._request_id, applied=False))
+            if not self._plan.again:  # nothing was sent, and the other process may find a run
+                self._tell(TerminateTold(self._id, request_id, applied=False))
         except RequestFailedError as error:
-            if "no room" not in str(error):
-                self._tell(TerminateTold(self._id, self._request_id, applied=False))
+            if NO_ROOM not in str(error):
+                self._tell(TerminateTold(self._id, request_id, applied=False))
         else:
-            self._tell(TerminateTold(self._id, self._request_id, applied=True))
+            self._tell(TerminateTold(self._id, request_id, applied=True))
+
+    async def _talk(self, client: Client) -> None:
+        handle = client.handle(self._id)
+        # A request to a workflow id without any run is never sent.
+        with suppress(WorkflowNotFoundError):
+            for number in range(self._plan.count):
+                match self._plan.action:
+                    case "signal":
+                        await self._signal(handle, f"{self._request_id}-{number}")
+                    case "update":
+                        await self._update(handle, f"{self._request_id}-{number}")
+                    case "query":
+                        await self._query(handle)
+                        await trio.sleep(BETWEEN_QUERIES_S)
+                    case _:
+                        await self._cancel(client, handle, is_first=number == 0)
+
+    async def _signal(self, handle: WorkflowHandle[Any], tag: str) -> None:
+        try:
+            await handle.signal(SIGNALS[self._plan.what], tag, request_id=tag)
+        except RequestFailedError as error:
+            if NO_ROOM not in str(error):
+                self._tell(SignalTold(self._id, tag, applied=False))
+        else:
+            self._tell(SignalTold(self._id, tag, applied=True))
+            await self._query(handle)
+
+    async def _update(self, handle: WorkflowHandle[Any], update_id: str) -> None:
+        tell = partial(UpdateTold, self._id, update_id)
+        order = Order(update_id, self._plan.way, PLAIN if self._plan.count > 1 else None)
+        try:
+            value = await handle.update(UPDATES[self._plan.what], order, update_id=update_id)
+        except UpdateRejectedError:
+            self._tell(tell("rejected"))
+        except UpdateFailedError:
+            self._tell(tell("failed"))
+        except RequestFailedError as error:
+            if NO_ROOM not in str(error):
+                self._tell(tell("refused"))
+        else:
+            self._tell(tell("completed", value=value, wanted=result_of(order)))
+
+    async def _query(self, handle: WorkflowHandle[Any]) -> None:
+        since = len(self._told)
+        # Before its code has begun a run knows no query; one whose replay process died again and again is blocked.
+        with suppress(QueryFailedError, RequestFailedError):
+            self._tell(QueryTold(self._id, since, await handle.query(seen)))
+
+    async def _cancel(self, client: Client, handle: WorkflowHandle[Any], *, is_first: bool) -> None:
+        if not is_first:
+            await trio.sleep(self._plan.delay)
+            await self._terminate(client)
+            return
+        try:
+            await handle.cancel("nobody needs it", request_id=self._request_id)
+        except RequestFailedError as error:
+            if NO_ROOM not in str(error):
+                self._tell(CancelTold(self._id, self._request_id, applied=False))
+        else:
+            self._tell(CancelTold(self._id, self._request_id, applied=True))
 
     async def _look(self, client: Client) -> None:
         handle = client.handle(self._id)
@@ -155,6 +240,8 @@ async def _end_of(handle: WorkflowHandle[Any]) -> str:
         await handle.result()
     except WorkflowFailedError:
         return "WorkflowFailed"
+    except WorkflowCancelledError:
+        return "WorkflowCancelled"
     except WorkflowTerminatedError:
         return "WorkflowTerminated"
     except WorkflowTimedOutError:

@@ -29,7 +29,7 @@ from durablefuture_trio.supervisor._verifier import Verifiers
 from simulator.clients import ClientProcess
 from simulator.oracle import Evidence, Ran, Told, judge
 from simulator.pools import ActivityWorld, HostedActivities, HostedReplay, HostedVerification, Witness
-from simulator.programs import DEFINITIONS, expected_outcome, outcome_of, plan_of
+from simulator.programs import DEFINITIONS, expected_of, outcome_of, plan_of
 from simulator.scenario import Disturbance, Scenario
 from simulator.supervisor import NAMESPACE, Parts, is_paranoid, open_ownership
 from simulator.trace import Trace
@@ -200,7 +200,7 @@ class Life:
             self._anomalies.append(f"{doubted} replays in another process went differently")
         runs = 0
         if not self._anomalies:
-            verdict = judge(self._evidence(), outcome_of=outcome_of)
+            verdict = judge(self._evidence(), outcome_of=outcome_of, expected_of=expected_of)
             self._anomalies += verdict.anomalies
             runs = len(verdict.runs)
         return Report(
@@ -362,7 +362,6 @@ class Life:
                 for it in self.activities.witnesses
             ],
             told=self.told,
-            expected={f"w{index}": expected_outcome(it) for index, it in enumerate(self.scenario.programs)},
             left=self._left(),
         )
 

@@ -11,35 +11,51 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
-from typing import Any, cast
-from uuid import UUID
+from typing import Any
 
 import trio
 from trio._core import _run as trio_run
 from trio.testing import MockClock
 
 from durablefuture_trio import codec
-from durablefuture_trio.authoring import WorkflowInfo, workflow
-from durablefuture_trio.authoring._runtime import WorkflowRuntime, current_run
-from durablefuture_trio.engine.retry import backoff_s
-from durablefuture_trio.errors import ActivityError, ApplicationError
-from durablefuture_trio.history.events import Event, FailureReason, WorkflowCompleted, WorkflowFailed
-from durablefuture_trio.history.options import ActivityOptionsRecord
-from simulator._behaviours import ACTIVITIES, AttemptPlan, Behaviour, plan_of, tally, work
+from durablefuture_trio.authoring import workflow
+from durablefuture_trio.history.events import Event, WorkflowCompleted, WorkflowFailed, WorkflowStarted
+from simulator._apart import run_apart
+from simulator._behaviours import AttemptPlan, Behaviour, plan_of, tally, work
+from simulator._desk import Carried, Desk, Order, Seen, adjust, errand, nudge, seen
 from simulator._kinds import ACTIVITY, APPLICATION, BASIC, SLOW
+from simulator._kinds_futures import FUTURES
+from simulator._kinds_messages import MESSAGES
 from simulator._kinds_scopes import SCOPES
 from simulator._kinds_talking import TALKING
-from simulator._nodes import NOTHING, Budget, Fate, Interpreter, Kind, Maker, Node, fate_of, words_of
+from simulator._kinds_workflows import WORKFLOWS
+from simulator._nodes import (
+    CHAPTERS,
+    CHILD,
+    CONTINUED,
+    NOTHING,
+    Budget,
+    Fate,
+    Interpreter,
+    Kind,
+    Maker,
+    Node,
+    fate_of_program,
+    words_of,
+)
 from simulator.oracle import Outcome
 
 __all__ = [
     "DEFINITIONS",
     "KINDS",
+    "PLAIN_KINDS",
     "AttemptPlan",
     "Behaviour",
+    "Further",
     "Node",
     "Program",
     "describe",
+    "expected_of",
     "expected_outcome",
     "generate",
     "measure",
@@ -51,7 +67,10 @@ __all__ = [
     "work",
 ]
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (*BASIC, *SCOPES, *TALKING)}
+PLAIN_KINDS: dict[str, Kind] = {kind.name: kind for kind in (*BASIC, *SCOPES, *TALKING)}
+"""What programs consist of that nobody talks to and that talk to nobody."""
+
+KINDS: dict[str, Kind] = PLAIN_KINDS | {kind.name: kind for kind in (*FUTURES, *MESSAGES, *WORKFLOWS)}
 """Everything a program can consist of."""
 
 FIRST_VALUE = 1
@@ -60,10 +79,48 @@ FIRST_VALUE = 1
 @workflow
 async def program(tree: Node) -> int:
     """Run a program; the result is a digest of what its activities returned."""
-    return await Interpreter(KINDS).run(tree, FIRST_VALUE)
+    desk = Desk(workflow.info().run_id)
+    desk.open()
+    with desk.at_work():
+        return await _interpreter(desk).run(tree, FIRST_VALUE)
 
 
-DEFINITIONS: tuple[Any, ...] = (work, tally, program)
+@workflow(name="further")
+class Further:
+    """What a program goes on as when it continues as new: the rest of it."""
+
+    def __init__(self) -> None:
+        self.desk = Desk(workflow.info().run_id)
+
+    async def run(self, tree: Node, carried: Carried) -> int:
+        self.desk.go_on_from(carried.seen)
+        with self.desk.at_work():
+            return await _interpreter(self.desk).run(tree, carried.value)
+
+    @seen.handler
+    def on_seen(self) -> Seen:
+        return self.desk.seen()
+
+    @nudge.handler
+    def on_nudge(self, tag: str) -> None:
+        self.desk.nudges.append(tag)
+
+    @errand.handler
+    async def on_errand(self, tag: str) -> None:
+        await self.desk.run_errand(tag)
+
+    @adjust.handler
+    async def on_adjust(self, order: Order) -> int:
+        return await self.desk.carry_out(order)
+
+
+def _interpreter(desk: Desk) -> Interpreter:
+    # The class continues as itself, which is the other way to say it.
+    running = workflow.info().workflow if workflow.in_workflow() else "program"
+    return Interpreter(KINDS, desk, program, None if running == "further" else Further)
+
+
+DEFINITIONS: tuple[Any, ...] = (work, tally, program, Further)
 """What a cluster has to know to run programs."""
 
 
@@ -80,7 +137,7 @@ class Program:
     @cached_property
     def fate(self) -> Fate:
         """What is known of it without running it."""
-        return fate_of(KINDS, self.tree)
+        return fate_of_program(KINDS, self.tree)
 
     @property
     def deterministic(self) -> bool:
@@ -93,24 +150,31 @@ class Program:
         return self.fate.span
 
 
-def generate(rng: Random, *, size: int = 16, deterministic: bool | None = None) -> Program:
+def generate(
+    rng: Random, *, size: int = 16, deterministic: bool | None = None, kinds: dict[str, Kind] = PLAIN_KINDS
+) -> Program:
     """A random program.
 
     Args:
         rng: decides everything.
         size: nodes it has, roughly; rather fewer.
         deterministic: True: only a deterministic one; False: whatever comes; None: half of them are made to be.
+        kinds: what it may consist of.
     """
     steady = rng.random() < 0.42 if deterministic is None else deterministic
     fails = rng.random() < 0.3
-    maker = Maker(
-        rng, Budget(rng.randint(1, size)), KINDS, steady, frozenset((ACTIVITY, APPLICATION, SLOW) if fails else ())
-    )
+    failures = {ACTIVITY, APPLICATION, SLOW, CHILD} if fails else set()
+    if not steady:
+        failures.add(CONTINUED)
+    maker = Maker(rng, Budget(rng.randint(1, size)), kinds, steady, frozenset(failures))
     if rng.random() < 0.01:
         return Program(NOTHING)
     nodes: list[Node] = []
     while maker.budget.nodes > 0:
         nodes.append(maker.node())
+    if "chapters" in kinds and rng.random() < CHAPTERS:
+        cut = rng.randint(0, len(nodes))
+        return Program(Node("chapters", tuple(Node("sequence", tuple(part)) for part in (nodes[:cut], nodes[cut:]))))
     return Program(Node("sequence", tuple(nodes)))
 
 
@@ -141,8 +205,11 @@ def outcome_of(event: Event) -> Outcome:
     return "any", None
 
 
-def expected_outcome(program: Program) -> Outcome:
+def expected_outcome(program: Program, value: int = FIRST_VALUE) -> Outcome:
     """How a run of the program has to end.
+
+    Args:
+        value: the number that it passes on.
 
     Deterministic ones are run here, by the same interpreter on plain Trio with a clock that jumps, their activities
     without losses.
@@ -150,8 +217,17 @@ def expected_outcome(program: Program) -> Outcome:
     fate = program.fate
     if not fate.certain:
         return "any", None
-    outcome = _run_apart(program.tree)
+    outcome = _run_apart(program.tree, value)
     return outcome if outcome[0] == "completed" or fate.which else ("failed", None)
+
+
+def expected_of(started: WorkflowStarted) -> Outcome:
+    """How a run that began like this has to end, whoever started it."""
+    if started.workflow == program.name:
+        (tree,) = codec.decode_arguments(started.arguments, (Node,))
+        return expected_outcome(Program(tree))
+    tree, carried = codec.decode_arguments(started.arguments, (Node, Carried))
+    return expected_outcome(Program(tree), carried.value)
 
 
 def _measure(node: Node) -> int:
@@ -172,81 +248,15 @@ def _lines(node: Node, role: str, depth: int) -> Iterator[str]:
         yield from _lines(child, kind.role(place), depth + 1)
 
 
-# --- the same program without durable execution -----------------------------------------------------------------------
-
-
-class _Outside:
-    """What a run offers to the code running in it, where nothing is recorded: attempts are made on the spot."""
-
-    def __init__(self) -> None:
-        self._random = Random(0)
-        self.info = WorkflowInfo(workflow_id="outside", run_id="outside", workflow="program", started_at=0.0)
-
-    def now(self) -> float:
-        return trio.current_time()
-
-    def random(self) -> Random:
-        return self._random
-
-    def uuid4(self) -> UUID:
-        return UUID(int=self._random.getrandbits(128), version=4)
-
-    def replaying(self) -> bool:
-        return False
-
-    async def call_activity(
-        self, name: str, arguments: tuple[Any, ...], options: ActivityOptionsRecord, result_type: Any
-    ) -> Any:
-        definition = ACTIVITIES[name]
-        decoded = codec.decode_arguments(codec.encode_arguments(arguments), definition.parameter_hints)
-        policy = options.retry_policy
-        deadline = trio.current_time() + (options.schedule_to_close_timeout or float("inf"))
-        failed = 0
-        while True:
-            ended = await _attempt(plan_of(name, decoded, failed), options)
-            if ended is None:
-                return await definition.fn(*decoded)
-            failed += 1
-            reason, cause = ended
-            pause = backoff_s(policy, failed)
-            if (
-                (isinstance(cause, ApplicationError) and cause.non_retryable)
-                or failed == policy.maximum_attempts
-                or trio.current_time() + pause >= deadline
-            ):
-                raise ActivityError(
-                    f"{name} {reason}", activity=name, activity_id=0, attempts=failed, reason=reason, cause=cause
-                )
-            await trio.sleep(pause)
-
-
-async def _attempt(plan: AttemptPlan, options: ActivityOptionsRecord) -> tuple[FailureReason, BaseException] | None:
-    limit = options.start_to_close_timeout or float("inf")
-    await trio.sleep(min(plan.duration_s, limit) if plan.how != "hang" else limit)
-    if plan.how == "hang" or plan.duration_s >= limit:
-        return "timed_out", TimeoutError(f"after {limit:g} s")
-    match plan.how:
-        case "crash":
-            return "crashed", RuntimeError("the process was killed")
-        case "raise":
-            assert plan.error is not None
-            return "error", plan.error
-        case _:
-            return None
-
-
-def _run_apart(tree: Node) -> Outcome:
+def _run_apart(tree: Node, value: int) -> Outcome:
     # In a thread, for the caller may be inside a Trio program; joined, so that nothing happens at the same time.
     outcomes: list[Outcome] = []
 
     async def main() -> Outcome:
-        # A program calls activities and asks for time and chance; the rest of what a run offers is not needed.
-        current_run.set(cast("WorkflowRuntime", _Outside()))
         try:
-            value = await Interpreter(KINDS).run(tree, FIRST_VALUE)
+            return "completed", await run_apart(_interpreter, tree, value)
         except Exception as error:  # noqa: BLE001 - whatever the program raises is its outcome
             return "failed", words_of(error)
-        return "completed", value
 
     def target() -> None:
         outcomes.append(trio.run(main, clock=MockClock(autojump_threshold=0)))

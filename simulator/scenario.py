@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from random import Random
 from typing import Any, Literal
 
 import msgspec
 
 from durablefuture_trio.memory_broker import FaultPlan
-from simulator.programs import Program, generate
+from simulator._desk import OrderWay
+from simulator._kinds_workflows import KIDS, kid_id
+from simulator.programs import KINDS, Program, generate
 
-Action = Literal["run", "use", "rival", "replace", "terminate", "repeat", "look"]
+Action = Literal["run", "use", "rival", "replace", "terminate", "repeat", "look", "signal", "update", "query", "cancel"]
 """What a client does: `run` starts and waits for the result, `use` likewise and is content with an open run, `rival`
 starts and wants no other run of the id, `replace` ends what runs, `terminate` loses patience, `repeat` starts twice
-under one request id, the second time from another process, `look` describes, reads and lists."""
+under one request id, the second time from another process, `look` describes, reads and lists, `signal` and `update`
+send some, `query` asks what the run has seen, `cancel` asks for its end, and may lose patience then."""
 
 Kind = Literal[
     "kill", "kill_at_send", "terminate", "stall", "unplug", "server_kill", "server_pause", "full", "replay_kill",
@@ -55,6 +59,13 @@ class ClientPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         delay: seconds between its two acts, if it has two.
         dies_after: seconds after which it is killed.
         execution_timeout: seconds the run may take.
+        target: the workflow id that is meant instead of the program's own.
+        what: the name of a signal or an update.
+        way: what becomes of the orders of updates.
+        count: how many messages; of `cancel` 2: a termination follows.
+        again: everything is done a second time under the same ids, by another process.
+        start_delay, attempts: options of a start.
+        start_signal: a signal comes with the start.
     """
 
     at: float
@@ -63,6 +74,14 @@ class ClientPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     delay: float = 0.0
     dies_after: float | None = None
     execution_timeout: float | None = None
+    target: str = ""
+    what: str = ""
+    way: OrderWay = "carried out"
+    count: int = 1
+    again: bool = False
+    start_delay: float | None = None
+    start_signal: bool = False
+    attempts: int | None = None
 
 
 class Disturbance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -118,8 +137,18 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         return FaultPlan(latency=(0.0, self.latency), **chances)
 
 
+TALKATIVE = 0.75
+"""Share of the lives in which programs and clients talk to workflows that run."""
+
+
 def scenario_of(seed: int) -> Scenario:
     """Everything from the seed."""
+    scenario = _quiet_scenario(seed)
+    rng = Random(f"talk {seed}")
+    return _with_talk(rng, scenario) if rng.random() < TALKATIVE else scenario
+
+
+def _quiet_scenario(seed: int) -> Scenario:
     rng = Random(seed)
     workflows = rng.choice((1, 1, 2, 3, 5, 8))
     supervisors = rng.choice((1, 1, 2, 2, 3))
@@ -167,6 +196,58 @@ def _clients(rng: Random, workflows: int, lasts_s: float) -> list[ClientPlan]:
             for _ in range(rng.choice((0, 0, 1, 1, 2, 4)))
         ]
     return plans
+
+
+def _with_talk(rng: Random, scenario: Scenario) -> Scenario:
+    """The same life, whose programs know the whole language, and in which clients use it."""
+    programs = tuple(generate(rng, kinds=KINDS) if rng.random() < 0.8 else one for one in scenario.programs)
+    clients = [_with_options(rng, plan) if plan.action in STARTS else plan for plan in scenario.clients]
+    for workflow in range(len(programs)):
+        first = min(plan.at for plan in clients if plan.workflow == workflow)
+        clients += [_talker(rng, workflow, first) for _ in range(rng.choice((0, 1, 1, 2, 3)))]
+    return msgspec.structs.replace(scenario, programs=programs, clients=tuple(clients))
+
+
+STARTS = ("run", "use", "rival", "replace", "repeat")
+
+
+def _with_options(rng: Random, plan: ClientPlan) -> ClientPlan:
+    return msgspec.structs.replace(
+        plan,
+        start_delay=rng.choice((None, None, None, None, 0.5, 3.0, 20.0)),
+        start_signal=rng.random() < 0.15,
+        attempts=rng.choice((None, None, None, 2, 3)),
+    )
+
+
+def _talker(rng: Random, workflow: int, first: float) -> ClientPlan:
+    action: Action = rng.choices(("signal", "update", "query", "cancel"), (6, 5, 2, 3))[0]
+    what = ""
+    if action == "signal":
+        what = rng.choice(("nudge", "nudge", "errand", "parcel"))
+    elif action == "update":
+        what = rng.choice(("adjust", "adjust", "late"))
+    delay = rng.choice((0.0, rng.uniform(0, 0.5), rng.uniform(0, 5), rng.uniform(0, 30)))
+    return ClientPlan(
+        at=first,
+        workflow=workflow,
+        action=action,
+        delay=delay,
+        dies_after=rng.choice((None, None, None, None, delay + rng.uniform(0, 3))),
+        target=rng.choice(("",) * 9 + tuple(kid_id(number) for number in range(1, KIDS + 1))),
+        what=what,
+        way=rng.choice(("carried out", "carried out", "refused", "failing")),
+        count=rng.choice((1, 1, 2, 5)),
+        again=rng.random() < 0.3,
+    )
+
+
+def simpler_clients(plan: ClientPlan) -> Iterator[ClientPlan]:
+    """Clients to try in place of this one."""
+    plain = ClientPlan(at=plan.at, workflow=plan.workflow, action=plan.action)
+    for name in ("again", "count", "start_signal", "start_delay", "attempts", "execution_timeout", "dies_after", "way"):
+        if getattr(plan, name) != getattr(plain, name):
+            yield msgspec.structs.replace(plan, **{name: getattr(plain, name)})
 
 
 def _disturbances(rng: Random, supervisors: int, lasts_s: float) -> list[Disturbance]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from simulator.programs import measure, smaller
-from simulator.scenario import Scenario
+from simulator.scenario import Scenario, simpler_clients
 
 T = TypeVar("T")
 
@@ -50,6 +50,10 @@ def _simpler(scenario: Scenario) -> Iterator[Scenario]:
         yield replace(scenario, disturbances=kept)
     for clients in chain(_halves(scenario.clients), _without_one(scenario.clients)):
         if clients:
+            yield replace(scenario, clients=clients)
+    for place, plan in enumerate(scenario.clients):
+        for simpler_plan in simpler_clients(plan):
+            clients = (*scenario.clients[:place], simpler_plan, *scenario.clients[place + 1 :])
             yield replace(scenario, clients=clients)
     if any(scenario.faults.values()):
         yield replace(scenario, faults={})
