@@ -147,13 +147,18 @@ class RunDrafting:
         if in_order and isinstance(item, Inbound):
             self._mark = max(self._mark, item.seq)
 
+    @property
+    def _next_n(self) -> int:
+        """The number of the commit that is in the making."""
+        return (self._tip_n if self._flight is None else self._flight.parts[-1].n) + 1
+
     def _record(self, event: Event) -> None:
         draft = self._drafting()
         draft.events.append(event)
         state = self._running_state()
         state.apply(event)
         if isinstance(event, TERMINAL_EVENTS):
-            effects.close(draft, state, self.live, self._tip_n + 1, event)
+            effects.close(draft, state, self.live, self._next_n, event)
             self.blocked = None
             if not (isinstance(event, ContinuedAsNew) or (isinstance(event, WorkflowFailed) and event.next_run_id)):
                 self._close_updates(draft, state.run_id)
@@ -213,8 +218,9 @@ class RunDrafting:
         while left:
             command = fitting_command(left[0], self._limits.payload_bytes)
             again = self._successor(state, command)
-            if again is not None and self._starts_run(self._draft):
-                # Runs are found by the commit they begin in: the next one begins in a commit of its own.
+            if again is not None and (self._flight is not None or self._starts_run(self._draft)):
+                # Runs are found by the commit they begin in: the next one begins in a commit of its own, when the
+                # number of that is known.
                 self._commands = left
                 return
             left.popleft()

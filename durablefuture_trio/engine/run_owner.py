@@ -337,7 +337,9 @@ class RunOwner(RunInputs):
             return self._preempt(now)
         if self._flight is not None or not self._have_state(now):
             return False
-        if self._commands and self._draft is None:
+        if self._commands:
+            if self._draft is not None:
+                return False  # a signal that is taken now would come too late for what they carry over
             commands, self._commands = list(self._commands), deque()
             self._record_commands(commands, self._running_state().wake_at)
             return True
