@@ -16,6 +16,7 @@ from durablefuture_trio.engine.requests import (
     StartRequest,
     TerminateRequest,
     UpdateRequest,
+    WatchRequest,
 )
 from durablefuture_trio.engine.retry import backoff_s, is_retryable
 from durablefuture_trio.history.events import (
@@ -32,6 +33,10 @@ MAX_SIGNALS = 10_000
 
 MAX_OPEN_UPDATES = 1_000
 """Updates of one run that may be accepted and not completed."""
+
+MAX_WATCHERS = 1_000
+"""Calls of other workflows that may wait for the end of one run. All of them are in the first event of the run that
+continues it."""
 
 
 def start_verdict(
@@ -87,13 +92,34 @@ def run_verdict(
     if parent is not None and state.started.parent != parent:
         words = f"workflow id {state.workflow_id!r} has no run that was started by {parent.workflow_id!r}"
         return RequestRecord(request_id, "closed", state.run_id, words)
-    if request.run_id not in ("", state.run_id, state.started.chain_id):
-        words = f"run {request.run_id} of workflow id {state.workflow_id!r} is not the latest, {state.run_id}"
-        return RequestRecord(request_id, "closed", state.run_id, words)
+    if not _means(request.run_id, state):
+        return _not_the_latest(request_id, request.run_id, state)
     if state.terminal is not None:
         words = f"run {state.run_id} of workflow id {state.workflow_id!r} is closed"
         return RequestRecord(request_id, "closed", state.run_id, words)
     return _limit_verdict(request_id, request, state)
+
+
+def watch_verdict(message: Inbound, request: WatchRequest, state: RunState | None) -> RequestRecord | None:
+    """What stands against telling a workflow the end of a run, open or closed; None: it will be told."""
+    request_id = message.request_id
+    if state is None:
+        return RequestRecord(request_id, "not_found", "", f"no workflow has the id {request.workflow_id!r}")
+    if not _means(request.run_id, state):
+        return _not_the_latest(request_id, request.run_id, state)
+    if state.terminal is None and len(state.watchers) >= MAX_WATCHERS:
+        words = f"{MAX_WATCHERS} calls of other workflows wait for run {state.run_id} already, which is the limit"
+        return RequestRecord(request_id, "limit", state.run_id, words)
+    return None
+
+
+def _means(run_id: str, state: RunState) -> bool:
+    return run_id in ("", state.run_id, state.started.chain_id)
+
+
+def _not_the_latest(request_id: str, run_id: str, state: RunState) -> RequestRecord:
+    words = f"run {run_id} of workflow id {state.workflow_id!r} is not the latest, {state.run_id}"
+    return RequestRecord(request_id, "closed", state.run_id, words)
 
 
 def _limit_verdict(request_id: str, request: object, state: RunState) -> RequestRecord | None:
@@ -181,6 +207,28 @@ def continued_event(
         last_result=started.last_result,
         update_outcomes=tuple(before.update_outcomes.values()),
         released=released_children(before),
+        watchers=tuple(before.watchers),
+    )
+
+
+def replacing_event(started: WorkflowStarted, before: RunState) -> WorkflowStarted:
+    """The first event of a run in the commit that terminates another one: only that commit knows what is still owed."""
+    return msgspec.structs.replace(
+        started,
+        released=released_children(before),
+        replaced_child_of=before.started.parent,
+        replaced_watchers=tuple(before.watchers),
+    )
+
+
+def still_owing(started: WorkflowStarted, before: RunState) -> WorkflowStarted:
+    """The first event of a run, when what the run before it was to pass on may not have been stored yet."""
+    owing = before.started
+    return msgspec.structs.replace(
+        started,
+        released=(*owing.released, *started.released),
+        replaced_child_of=started.replaced_child_of or owing.replaced_child_of,
+        replaced_watchers=(*owing.replaced_watchers, *started.replaced_watchers),
     )
 
 

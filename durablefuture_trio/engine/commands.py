@@ -67,7 +67,7 @@ class CancelChild(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, kw_
 
 
 class RequestExternal(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, kw_only=True):
-    """Send a signal or a cancel to another workflow; the fields are `ExternalRequested`'s."""
+    """Send a signal or a cancel to another workflow, or wait for its end; the fields are `ExternalRequested`'s."""
 
     call: int
     kind: ExternalKind
@@ -166,7 +166,7 @@ def signature_of_command(command: Command) -> tuple[str, int, str]:
         case CancelChild():
             return ("cancel child", command.call, "")
         case RequestExternal():
-            return (f"{command.kind} workflow", command.call, f"{command.workflow_id} {command.name}".rstrip())
+            return _signature_of_external(command)
         case RecordMarker():
             return ("record patch", 0, command.patch)
         case CompleteUpdate():
@@ -175,6 +175,11 @@ def signature_of_command(command: Command) -> tuple[str, int, str]:
             return ("end cancelled workflow", 0, "")
         case ContinueAsNew():
             return ("continue as new", 0, command.workflow)
+
+
+def _signature_of_external(item: RequestExternal | ExternalRequested) -> tuple[str, int, str]:
+    verb = "await" if item.kind == "result" else item.kind
+    return (f"{verb} workflow", item.call, f"{item.workflow_id} {item.name}".rstrip())
 
 
 def values_of(item: Command | Event) -> Payload | None:
@@ -206,7 +211,7 @@ def signature_of_event(event: Event) -> tuple[str, int, str] | None:
         case ChildCancelRequested():
             return ("cancel child", event.call, "")
         case ExternalRequested():
-            return (f"{event.kind} workflow", event.call, f"{event.workflow_id} {event.name}".rstrip())
+            return _signature_of_external(event)
         case MarkerRecorded():
             return ("record patch", 0, event.patch)
         case UpdateCompleted():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from durablefuture_trio.engine.mail import Owed, is_from_workflow
+from durablefuture_trio.engine.mail import Owed, is_done_when_committed
 from durablefuture_trio.engine.outputs import Output
 from durablefuture_trio.engine.requests import Inbound
 from durablefuture_trio.errors import PayloadError
@@ -23,11 +23,13 @@ class Draft:
         events: in order; already folded into the owner's state.
         effects: outputs that may leave only after the commit is acknowledged.
         inputs: what was consumed for it, to be decided again if the commit is lost.
+        starts_run: a WorkflowStarted is among the events.
     """
 
     events: list[Event] = field(default_factory=list)
     effects: list[Output | Owed] = field(default_factory=list)
     inputs: list[object] = field(default_factory=list)
+    starts_run: bool = False
 
     @property
     def sequences(self) -> list[int]:
@@ -37,7 +39,7 @@ class Draft:
     @property
     def consumed(self) -> list[int]:
         """Those that are done with once it is committed; a workflow's request is when its answer is stored."""
-        return [item.seq for item in self.inputs if isinstance(item, Inbound) and not is_from_workflow(item)]
+        return [item.seq for item in self.inputs if isinstance(item, Inbound) and is_done_when_committed(item)]
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ from durablefuture_trio.engine.requests import (
     SignalRequest,
     StartRequest,
     TerminateRequest,
+    WatchRequest,
 )
 from durablefuture_trio.history.events import (
     CallerRecord,
@@ -39,7 +40,9 @@ from durablefuture_trio.history.events import (
 )
 from durablefuture_trio.history.state import ChildState, RunState
 
-Letter: TypeAlias = StartRequest | TerminateRequest | CancelRequest | SignalRequest | ChildReport | ExternalReport
+Letter: TypeAlias = (
+    StartRequest | TerminateRequest | CancelRequest | SignalRequest | WatchRequest | ChildReport | ExternalReport
+)
 
 NO_ARGUMENTS = Payload(b"[]")
 
@@ -109,9 +112,11 @@ def owed_by(state: RunState) -> Iterator[Owed]:
     started = state.started
     for child in started.released:
         yield from _release(child)
+    replaced = WorkflowTerminated(id=0, at=0.0, reason=replaced_words(state.workflow_id))
     if started.replaced_child_of is not None:
-        how = WorkflowTerminated(id=0, at=0.0, reason="replaced by a new run of its workflow id")
-        yield from _end_report(started.replaced_child_of, f"before {state.run_id}", how)
+        yield from _end_report(started.replaced_child_of, f"before {state.run_id}", replaced)
+    for watcher in started.replaced_watchers:
+        yield from _told(state.workflow_id, watcher, replaced)
     if state.terminal is not None:
         yield from end_of(state, state.terminal)
         return
@@ -153,21 +158,20 @@ def child_cancel(state: RunState, child: ChildState) -> Owed:
 
 
 def external(state: RunState, request: ExternalRequested) -> Owed:
-    """A signal or cancel to another workflow."""
+    """A request to another workflow."""
     sender = caller(state, request.call)
+    workflow_id, run_id = request.workflow_id, request.run_id
     letter: Letter
-    if request.kind == "signal":
-        letter = SignalRequest(
-            workflow_id=request.workflow_id,
-            run_id=request.run_id,
-            name=request.name,
-            arguments=request.arguments or NO_ARGUMENTS,
-            sender=sender,
-        )
-    else:
-        letter = CancelRequest(
-            workflow_id=request.workflow_id, run_id=request.run_id, reason=request.reason, sender=sender
-        )
+    match request.kind:
+        case "signal":
+            arguments = request.arguments or NO_ARGUMENTS
+            letter = SignalRequest(
+                workflow_id=workflow_id, run_id=run_id, name=request.name, arguments=arguments, sender=sender
+            )
+        case "cancel":
+            letter = CancelRequest(workflow_id=workflow_id, run_id=run_id, reason=request.reason, sender=sender)
+        case "result":
+            letter = WatchRequest(workflow_id=workflow_id, run_id=run_id, sender=sender)
     about = f"{state.run_id}/{request.call}"
     return Owed(f"external/{about}", letter, about)
 
@@ -187,9 +191,11 @@ def released_children(state: RunState) -> tuple[ReleasedChild, ...]:
 
 
 def end_of(state: RunState, terminal: Terminal) -> Iterator[Owed]:
-    """What is owed when a run has ended: a word to its parent, and the end of its children."""
+    """What is owed when a run has ended: a word to its parent and to who waits for it, and the end of its children."""
     if state.started.parent is not None:
         yield from _end_report(state.started.parent, state.run_id, terminal)
+    for watcher in state.watchers:
+        yield from _told(state.workflow_id, watcher, terminal)
     for child in released_children(state):
         yield from _release(child)
 
@@ -241,6 +247,48 @@ def _end_report(parent: CallerRecord, run_id: str, terminal: Terminal) -> Iterat
             yield Owed(key, _report(parent, what="failed", failure=failure))
 
 
+def replaced_words(workflow_id: str) -> str:
+    """Why a run ended in whose place a new one was started."""
+    return f"replaced by a new run of workflow id {workflow_id!r}"
+
+
+def _told(workflow_id: str, watcher: CallerRecord, terminal: Terminal) -> Iterator[Owed]:
+    if (letter := _end_of_other(workflow_id, watcher, terminal)) is not None:
+        yield Owed(f"told/{watcher.run_id}/{watcher.call}", letter)
+
+
+def _end_of_other(workflow_id: str, watcher: CallerRecord, terminal: Terminal) -> ExternalReport | None:
+    """The end of a workflow, for a call that waits for it; None: it goes on in another run. The words name the
+    workflow; the ids of the error are filled in by the caller, who knows which run it meant."""
+    result: Payload | None = None
+    failure: Failure | None = None
+    who = f"workflow {workflow_id!r}"
+    match terminal:
+        case WorkflowCompleted():
+            result = terminal.result
+        case ContinuedAsNew():
+            return None
+        case WorkflowFailed(next_run_id=next_run_id, failure=cause):
+            if next_run_id:
+                return None
+            words = f"{who} failed: {cause.type}: {cause.message}"
+            failure = Failure(type="WorkflowFailedError", message=words, cause=cause)
+        case WorkflowCancelled(reason=reason):
+            words = f"{who} was cancelled: {reason or 'no reason was given'}"
+            failure = Failure(type="WorkflowCancelledError", message=words, info={"reason": reason})
+        case WorkflowTerminated(reason=reason):
+            words = f"{who} was terminated: {reason or 'no reason was given'}"
+            failure = Failure(type="WorkflowTerminatedError", message=words, info={"reason": reason})
+        case WorkflowTimedOut():
+            failure = Failure(type="WorkflowTimedOutError", message=f"{who} was still open at its execution deadline")
+        case HistoryLimitExceeded(limit=limit):
+            words = f"{who} was ended because its history has more than {limit} events"
+            failure = Failure(type="WorkflowFailedError", message=words)
+    return ExternalReport(
+        workflow_id=watcher.workflow_id, run_id=watcher.run_id, call=watcher.call, failure=failure, result=result
+    )
+
+
 def _report(
     parent: CallerRecord,
     *,
@@ -266,6 +314,8 @@ def _report(
 def is_from_workflow(message: Inbound) -> bool:
     """Whether a workflow has sent it and waits for the answer."""
     match message.envelope:
+        case WatchRequest():
+            return True
         case StartRequest(parent=asker) | SignalRequest(sender=asker) | CancelRequest(sender=asker):
             return asker is not None
         case _:
@@ -281,13 +331,31 @@ def answer_to_workflow(message: Inbound, answer: Answer) -> Owed | None:
             failure = Failure(type="WorkflowAlreadyStartedError", message=answer.message or answer.answer)
             report = _report(parent, what="start_failed", failure=failure)
             return Owed(f"answer/{message.seq}", report, holds=message.seq)
-        case SignalRequest(sender=CallerRecord() as sender) | CancelRequest(sender=CallerRecord() as sender):
+        case (
+            SignalRequest(sender=CallerRecord() as sender)
+            | CancelRequest(sender=CallerRecord() as sender)
+            | WatchRequest(sender=sender)
+        ):
             failed = None
             if answer.answer != "applied":
-                failed = Failure(type="WorkflowNotFoundError", message=answer.message or answer.answer)
+                kind = "RequestFailedError" if answer.answer == "limit" else "WorkflowNotFoundError"
+                failed = Failure(type=kind, message=answer.message or answer.answer)
             letter = ExternalReport(
                 workflow_id=sender.workflow_id, run_id=sender.run_id, call=sender.call, failure=failed
             )
             return Owed(f"answer/{message.seq}", letter, holds=message.seq)
         case _:
             return None
+
+
+def is_done_when_committed(message: Inbound) -> bool:
+    """Whether nothing of a message is left to do once what it led to is committed: the answer to a workflow is in no
+    history, but the end of a run is owed to everybody who watches it."""
+    return isinstance(message.envelope, WatchRequest) or not is_from_workflow(message)
+
+
+def end_answer(message: Inbound, watcher: CallerRecord, state: RunState) -> Owed | None:
+    """The answer to somebody who wants to know the end of a run that has closed; None: it goes on in another run."""
+    assert state.terminal is not None
+    letter = _end_of_other(state.workflow_id, watcher, state.terminal)
+    return None if letter is None else Owed(f"answer/{message.seq}", letter, holds=message.seq)

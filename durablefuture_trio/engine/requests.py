@@ -79,6 +79,15 @@ class SignalRequest(msgspec.Struct, frozen=True, tag="signal", kw_only=True, omi
     sender: CallerRecord | None = None
 
 
+class WatchRequest(msgspec.Struct, frozen=True, tag="watch", kw_only=True, omit_defaults=True):
+    """Tell the call of a workflow how a run ends, or has ended. ``run_id`` as of `CancelRequest`, but for a closed run:
+    empty is the latest one then."""
+
+    workflow_id: str
+    sender: CallerRecord
+    run_id: str = ""
+
+
 class UpdateRequest(msgspec.Struct, frozen=True, tag="update", kw_only=True, omit_defaults=True):
     """Have the open run carry out an update. ``update_id`` counts within the workflow id: the same one runs once."""
 
@@ -109,12 +118,18 @@ class ChildReport(msgspec.Struct, frozen=True, tag="child", kw_only=True, omit_d
 
 
 class ExternalReport(msgspec.Struct, frozen=True, tag="external", kw_only=True, omit_defaults=True):
-    """What came of a signal or cancel that a workflow sent to another; addressed to the sender."""
+    """What came of a request that a workflow sent to another; addressed to the sender.
+
+    Attributes:
+        failure: why a signal or a cancel could not be delivered, or how the workflow ended without a result.
+        result: of the workflow whose end was waited for.
+    """
 
     workflow_id: str
     run_id: str
     call: int
     failure: Failure | None = None
+    result: Payload | None = None
 
 
 class AttemptReport(msgspec.Struct, frozen=True, tag="outcome", kw_only=True, omit_defaults=True):
@@ -139,6 +154,7 @@ Envelope: TypeAlias = (
     | TerminateRequest
     | CancelRequest
     | SignalRequest
+    | WatchRequest
     | UpdateRequest
     | AttemptReport
     | TimerFire

@@ -14,7 +14,9 @@ from durablefuture_trio.engine.admission import (
     conflict_verdict,
     continued_event,
     next_attempt_event,
+    replacing_event,
     started_event,
+    still_owing,
 )
 from durablefuture_trio.engine.attempts import (
     ActivityKey,
@@ -28,7 +30,7 @@ from durablefuture_trio.engine.decide import (
     lost_attempts,
 )
 from durablefuture_trio.engine.draft import Draft, Flight, freeze
-from durablefuture_trio.engine.mail import Mail, answer_to_workflow, released_children
+from durablefuture_trio.engine.mail import Mail, answer_to_workflow
 from durablefuture_trio.engine.payload_limits import fitting_command
 from durablefuture_trio.engine.requests import (
     Answer,
@@ -128,6 +130,8 @@ class RunDrafting:
         self._updating: dict[str, list[Inbound]] = {}
         """Who waits here for the outcome of an accepted update."""
         self._questions: deque[QueryRequest] = deque()
+        self._may_preempt = False
+        """A terminate may be among the inputs."""
         self._validated = 0
         self._blocked_attempts = 0
         self._blocked_until = 0.0
@@ -166,6 +170,8 @@ class RunDrafting:
                 self._refuse_waiting_starts(state)
         elif isinstance(event, ActivityScheduled):
             draft.effects.append(effects.dispatch(state, state.activities[event.activity_id]))
+        elif isinstance(event, WorkflowStarted):
+            draft.starts_run = True
         elif isinstance(event, UpdateCompleted):
             record = UpdateRecord(event.update_id, event.result, event.failure)
             for message in self._updating.pop(event.update_id, ()):
@@ -238,19 +244,21 @@ class RunDrafting:
     def _successor(self, state: RunState, command: Command) -> WorkflowStarted | None:
         """The first event of the run that begins with the end of this one, if one does."""
         if isinstance(command, ContinueAsNew):
-            return continued_event(state, self._new_id(), command.workflow, command.arguments, command.signals)
+            again = continued_event(state, self._new_id(), command.workflow, command.arguments, command.signals)
+            return self._owing(again, state)
         if isinstance(command, FailWorkflow):
-            return next_attempt_event(state, self._new_id(), command.failure, state.last_at)
+            tried = next_attempt_event(state, self._new_id(), command.failure, state.last_at)
+            return None if tried is None else self._owing(tried, state)
         return None
+
+    def _owing(self, started: WorkflowStarted, before: RunState) -> WorkflowStarted:
+        return still_owing(started, before) if self._mail else started
 
     def _start(self, message: Inbound, request: StartRequest, now: float) -> None:
         before = self.state
         started = started_event(message, request, before, self._new_id(), now)
         if before is not None and self._drafting().events:
-            # Only this commit knows what the run that it ends still owes.
-            started = msgspec.structs.replace(
-                started, released=released_children(before), replaced_child_of=before.started.parent
-            )
+            started = self._owing(replacing_event(started, before), before)
         self._begin(started, now)
         self._reply_after_commit(message, RequestRecord(message.request_id, "applied", started.run_id))
 
@@ -387,6 +395,7 @@ class RunDrafting:
                 again.extend(draft.inputs)  # type: ignore[arg-type]  # only these are ever put in
         again.extend(self._told)
         self._inputs.extendleft(reversed(again))
+        self._may_preempt = True
         self._told.clear()
         self._refused.clear()
         self._mail.clear()
@@ -417,7 +426,7 @@ class RunDrafting:
 
     @staticmethod
     def _starts_run(draft: Draft | None) -> bool:
-        return draft is not None and any(isinstance(event, WorkflowStarted) for event in draft.events)
+        return draft is not None and draft.starts_run
 
     @staticmethod
     def _time(state: RunState, now: float) -> float:

@@ -83,11 +83,9 @@ class RunInputs(RunDrafting):
                 return self._take_message(item, now)
 
     def _is_in_work(self, seq: int) -> bool:
-        """Whether this very message waits, or is part of a commit being made or under way."""
+        """Whether this very message is part of a commit being made or under way. (One that waits is anchored.)"""
         drafts = [self._draft, None if self._flight is None else self._flight.draft]
-        return any(draft is not None and seq in draft.sequences for draft in drafts) or any(
-            isinstance(item, Inbound) and item.seq == seq for item in self._inputs
-        )
+        return any(draft is not None and seq in draft.sequences for draft in drafts)
 
     def _redelivered(self, message: Inbound, now: float) -> bool:
         """A message below the mark is not "done": it anchors the run while what the history owes is made good."""
@@ -112,12 +110,14 @@ class RunInputs(RunDrafting):
 
     def _preempt(self, now: float) -> bool:
         """A terminate does not wait for the sandbox: the stimulus under way stays without its activation."""
-        if self._awaits not in (Waiting.ACTIVATION, Waiting.REPLAY) or self._flight is not None:
+        if not self._may_preempt or self._awaits not in (Waiting.ACTIVATION, Waiting.REPLAY):
             return False
-        if self.state is None or self.state.terminal is not None:
+        if self._flight is not None or self.state is None or self.state.terminal is not None:
             return False
+        self._may_preempt = False
         for index, item in enumerate(self._inputs):
             if isinstance(item, Inbound) and isinstance(item.envelope, TerminateRequest):
+                self._may_preempt = True
                 if self._is_decided(item) or run_verdict(item, item.envelope, self.state) is not None:
                     continue
                 self._needs_replay = True

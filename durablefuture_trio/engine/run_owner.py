@@ -30,6 +30,7 @@ from durablefuture_trio.engine.requests import (
     Inbound,
     QueryRequest,
     StartRequest,
+    TerminateRequest,
     TimerFire,
 )
 from durablefuture_trio.engine.run_inputs import RunInputs
@@ -317,6 +318,8 @@ class RunOwner(RunInputs):
         self._anchors.hold(message.seq, message.handle)
         if isinstance(message.envelope, TimerFire):
             self._settling.fired(message.envelope.n)
+        elif isinstance(message.envelope, TerminateRequest):
+            self._may_preempt = True
         if not known and not self._is_in_work(message.seq):
             self._inputs.append(message)
 
