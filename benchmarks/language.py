@@ -182,6 +182,7 @@ async def long_history(directory: str, steps: int) -> None:
         supervisor.kill()
         await supervisor.start()
         async with connect(config=supervisor.config) as client:
+            await client.run(counted, 1)  # by now the shards are owned
             began = time.perf_counter()
             with suppress(QueryFailedError):  # there is no such query: it is answered after the replay
                 await client.handle("long").query("nothing")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
-import msgspec
-
 from durablefuture_trio.codec.payload import Failure
 from durablefuture_trio.engine import effects
 from durablefuture_trio.engine import outputs as out
