@@ -19,6 +19,7 @@ import trio
 
 from durablefuture_trio import connect
 from durablefuture_trio.client import Client, WorkflowDescription, WorkflowHandle
+from simulator.supervisor import is_paranoid
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -28,8 +29,11 @@ POLL_S = 0.01
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """This process' environment without settings of ours; the repository can be imported from."""
+    """This process' environment without settings of ours; the repository can be imported from. With ``PARANOID=1``
+    supervisors are in paranoid mode."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DURABLEFUTURE_", "PYTEST_"))}
+    if is_paranoid():
+        more.setdefault("DURABLEFUTURE_SANDBOX_PARANOID", "true")
     return {**kept, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", **more}
 
 
