@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Generator, Mapping
 from datetime import timedelta
-from typing import Any, Protocol, TypedDict, TypeVar, TypeVarTuple
+from typing import Any, Protocol, TypedDict, TypeVar, TypeVarTuple, overload
 
 import msgspec
 
@@ -18,6 +18,7 @@ from durablefuture_trio.errors import PayloadError
 from durablefuture_trio.history.events import ParentClose
 from durablefuture_trio.history.options import RetryPolicy, seconds
 
+R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 T_co = TypeVar("T_co", covariant=True)
 Ts = TypeVarTuple("Ts")
@@ -133,7 +134,10 @@ class ChildWorkflow(DurableFuture[T_co]):
 
 
 class ExternalWorkflow:
-    """A workflow that may run anywhere, known by its id: what ``workflow.handle(id)`` returns in workflow code."""
+    """A workflow that may run anywhere, known by its id: what ``workflow.handle(id)`` returns in workflow code.
+
+    ``await workflow.handle(id)`` gives its result, as `result` does.
+    """
 
     __slots__ = ("_run", "_run_id", "_workflow_id")
 
@@ -178,6 +182,31 @@ class ExternalWorkflow:
             WorkflowNotFoundError: there is no open run of it.
         """
         await self._run.cancel_external(self._workflow_id, self._run_id, reason)
+
+    @overload
+    async def result(self, result_type: type[R]) -> R: ...
+    @overload
+    async def result(self, result_type: Any = ...) -> Any: ...
+    async def result(self, result_type: Any = Any) -> Any:
+        """Wait until it has ended, and give its result. A run that continues as new, or is tried again, has not ended:
+        the runs that go on with it are waited for. A caller that is cancelled stops waiting at once; the other workflow
+        does not notice.
+
+        Args:
+            result_type: what the result is rebuilt as.
+
+        Raises:
+            WorkflowFailedError, WorkflowCancelledError, WorkflowTerminatedError, WorkflowTimedOutError: it ended
+                without one.
+            WorkflowNotFoundError: there is no run of it, or the one that is meant is not the latest.
+            RequestFailedError: too many calls wait for it already.
+            LimitExceededError: too many requests of this run are open.
+            ValueError: it is the very run that asks.
+        """
+        return await self._run.result_external(self._workflow_id, self._run_id, result_type)
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self.result().__await__()
 
     def __repr__(self) -> str:
         return f"<ExternalWorkflow {self._workflow_id!r}>"

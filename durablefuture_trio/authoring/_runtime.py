@@ -186,6 +186,10 @@ class WorkflowRuntime(Protocol):
         """Ask another workflow to end."""
         ...
 
+    def result_external(self, workflow_id: str, run_id: str, result_type: Any) -> Awaitable[Any]:
+        """Wait for the end of another workflow, and give its result. ``run_id`` empty: of its latest run."""
+        ...
+
     def owns(self, call: DurableCall) -> bool:
         """Whether the call was made in this run."""
         ...

@@ -68,12 +68,13 @@ class StepHelpers:
         return ChildWorkflow(run.submit_child(child_start(target, options)), run)
 
     def handle(self, id: str, run_id: str | None = None) -> ExternalWorkflow:  # noqa: A002 - pinned by the public API
-        """A handle on another workflow, to signal or cancel it from workflow code. Asks nobody: whether it exists shows
-        when it is used.
+        """A handle on another workflow, to signal, cancel or await it from workflow code. Asks nobody: whether it
+        exists shows when it is used.
 
         Args:
             id: the workflow id.
-            run_id: one run of it; default: whichever is open when the request arrives.
+            run_id: one run of it, which has to be the latest one or the first of the chain that the latest one goes on
+                with; default: whichever is the latest when the request arrives.
 
         Raises:
             RuntimeError: called outside of a workflow (there, `client.handle` is what is needed).

@@ -152,11 +152,15 @@ class EventWords:
             case ev.ChildCancelRequested():
                 return self._call(event.call)
             case ev.ExternalRequested():
-                self._names[event.call] = f"{event.kind} {one_line(event.workflow_id)}"
-                said = one_line(event.reason) if event.kind == "cancel" else call_text(event.name, event.arguments)
+                of = "of " if event.kind == "result" else ""
+                self._names[event.call] = f"{event.kind} {of}{one_line(event.workflow_id)}"
+                said = call_text(event.name, event.arguments) if event.kind == "signal" else one_line(event.reason)
                 return f"{self._call(event.call)} {said}".rstrip()
             case ev.ExternalResolved():
-                return f"{self._call(event.call)} {'sent' if event.failure is None else failure_text(event.failure)}"
+                came = "sent" if event.result is None else f"returned {value_text(payload_value(event.result))}"
+                return f"{self._call(event.call)} {came if event.failure is None else failure_text(event.failure)}"
+            case ev.WatcherAdded():
+                return f"call #{event.caller.call} of {one_line(event.caller.workflow_id)} waits for the end"
             case ev.MarkerRecorded():
                 return f"{one_line(event.patch)}{' (deprecated)' if event.deprecated else ''}"
             case ev.ContinuedAsNew():
@@ -194,5 +198,7 @@ def _beginning(event: ev.WorkflowStarted) -> Iterator[str]:
         yield f"signal {call_text(signal.name, signal.arguments)}"
     for update in event.updates:
         yield f"update {one_line(update.update_id)} {call_text(update.name, update.arguments)}"
+    if event.watchers:
+        yield f"{len(event.watchers)} waiting for its end"
     if event.cancel_reason is not None:
         yield f"cancelled {one_line(event.cancel_reason)}".rstrip()

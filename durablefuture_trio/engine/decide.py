@@ -168,18 +168,14 @@ def decide_message(state: RunState, message: Inbound, at: float) -> Stimulus | N
         case ChildReport() as report if report.run_id == state.run_id:
             return _decide_child(state, report, at)
         case ExternalReport() as report if report.run_id == state.run_id and report.call in state.externals:
-            return ExternalResolved(
-                id=event_id, at=at, call=report.call, failure=report.failure, result=report.result
-            )
+            return ExternalResolved(id=event_id, at=at, call=report.call, failure=report.failure, result=report.result)
         case _:
             return None
 
 
 def decide_watcher(state: RunState, message: Inbound, request: WatchRequest, at: float) -> WatcherAdded:
     """Whoever asks is told when the open run ends."""
-    return WatcherAdded(
-        id=state.last_event_id + 1, at=at, caller=request.sender, request_id=message.request_id
-    )
+    return WatcherAdded(id=state.last_event_id + 1, at=at, caller=request.sender, request_id=message.request_id)
 
 
 def _decide_child(state: RunState, report: ChildReport, at: float) -> Stimulus | None:

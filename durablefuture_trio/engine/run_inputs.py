@@ -12,6 +12,7 @@ from durablefuture_trio.engine.admission import (
     may_be_applied_later,
     run_verdict,
     start_verdict,
+    watch_verdict,
 )
 from durablefuture_trio.engine.attempts import (
     ActivityKey,
@@ -23,8 +24,9 @@ from durablefuture_trio.engine.decide import (
     decide_failed,
     decide_message,
     decide_timer,
+    decide_watcher,
 )
-from durablefuture_trio.engine.mail import is_from_workflow, owed_by
+from durablefuture_trio.engine.mail import end_answer, is_from_workflow, owed_by, replaced_words
 from durablefuture_trio.engine.payload_limits import fitting_outcome
 from durablefuture_trio.engine.requests import (
     Answer,
@@ -38,6 +40,7 @@ from durablefuture_trio.engine.requests import (
     TerminateRequest,
     TimerFire,
     UpdateRequest,
+    WatchRequest,
     answer_of,
 )
 from durablefuture_trio.engine.run_drafting import RunDrafting, update_answer
@@ -79,6 +82,8 @@ class RunInputs(RunDrafting):
                 return self._take_request(item, request, now)
             case UpdateRequest() as update:
                 return self._take_update(item, update, now)
+            case WatchRequest() as watch:
+                return self._take_watch(item, watch, now)
             case ChildReport() | ExternalReport():
                 return self._take_message(item, now)
 
@@ -89,12 +94,17 @@ class RunInputs(RunDrafting):
 
     def _redelivered(self, message: Inbound, now: float) -> bool:
         """A message below the mark is not "done": it anchors the run while what the history owes is made good."""
-        self._inputs.popleft()
-        record = None if self.state is None else self.state.requests.get(message.request_id)
-        if record is not None:
-            self._reply(message, answer_of(record))
-        if record is None or not is_from_workflow(message):
-            self._anchors.consume(message.seq)
+        if isinstance(message.envelope, WatchRequest):
+            # Decided again: the answer may not have been stored, and the asker takes the first one.
+            if not self._take_watch(message, message.envelope, now):
+                return False
+        else:
+            self._inputs.popleft()
+            record = None if self.state is None else self.state.requests.get(message.request_id)
+            if record is not None:
+                self._reply(message, answer_of(record))
+            if record is None or not is_from_workflow(message):
+                self._anchors.consume(message.seq)
         if self.state is not None and self.state.terminal is not None:
             self._out(out.Closed(self.state.run_id, self._tip_n, self.state.terminal))
             self._post_what_is_owed(self.state)
@@ -140,12 +150,14 @@ class RunInputs(RunDrafting):
         if self._starts_run(self._draft):
             # A run that begins and ends in the first commit of its successor would be found by nobody.
             return False
+        if state is not None and state.terminal is not None and self._mail:
+            # Those who wait for its end have not been told, and only the latest run of an id is ever loaded.
+            return False
         self._inputs.popleft()
         self._begin_input(message)
         if state is not None and state.terminal is None:
             # One commit ends the old run and begins the new one: a crash cannot come between.
-            reason = f"replaced by a new run of workflow id {self.workflow_id!r}"
-            self._record(self._terminated(state, reason, "", now))
+            self._record(self._terminated(state, replaced_words(self.workflow_id), "", now))
         self._start(message, request, now)
         return True
 
@@ -182,6 +194,29 @@ class RunInputs(RunDrafting):
         self._stimulate(event, now)
         if message.request_id:
             self._reply_after_commit(message, RequestRecord(message.request_id, answer, state.run_id))
+        return True
+
+    def _take_watch(self, message: Inbound, request: WatchRequest, now: float) -> bool:
+        """Another workflow waits for the end of a run: it is told now if that has come, else when it comes."""
+        state = self.state
+        if state is not None and (request.sender in state.watchers or message.request_id in state.requests):
+            if not self._consume_without_commit(message):
+                return False
+            self._anchors.consume(message.seq)  # the terminal commit of the run answers it, or has done so
+            return True
+        verdict = watch_verdict(message, request, state)
+        if verdict is not None:
+            return self._decline(message, verdict)
+        assert state is not None
+        if state.terminal is None:
+            self._inputs.popleft()
+            self._begin_input(message)
+            self._record(decide_watcher(state, message, request, self._time(state, now)))
+            return True
+        if not self._consume_without_commit(message):
+            return False
+        if (owed := end_answer(message, request.sender, state)) is not None:
+            self._mail.post(owed)
         return True
 
     def _take_update(self, message: Inbound, request: UpdateRequest, now: float) -> bool:

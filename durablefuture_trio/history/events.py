@@ -20,7 +20,7 @@ Route = Literal["local", "queue"]
 FailureReason = Literal["error", "crashed", "timed_out", "cancelled", "lost"]
 TimeoutKind = Literal["start_to_close", "schedule_to_close", "schedule_to_start", "heartbeat"]
 ParentClose = Literal["terminate", "cancel", "abandon"]
-ExternalKind = Literal["signal", "cancel"]
+ExternalKind = Literal["signal", "cancel", "result"]
 ChildEnd = Literal["failed", "cancelled", "terminated", "timed_out"]
 
 
@@ -129,6 +129,8 @@ class WorkflowStarted(EventBase, frozen=True, tag=True):
         update_outcomes: completed updates of earlier runs of the id, newest last, bounded.
         released: children of the run that ended in the same commit.
         replaced_child_of: the parent of that run, if it is still to be told that it was terminated.
+        watchers: who waits for the end of the chain that this run goes on with.
+        replaced_watchers: who waited for that run, and is still to be told that it was terminated.
     """
 
     workflow_id: str
@@ -152,6 +154,8 @@ class WorkflowStarted(EventBase, frozen=True, tag=True):
     update_outcomes: tuple[UpdateRecord, ...] = ()
     released: tuple[ReleasedChild, ...] = ()
     replaced_child_of: CallerRecord | None = None
+    watchers: tuple[CallerRecord, ...] = ()
+    replaced_watchers: tuple[CallerRecord, ...] = ()
 
     @property
     def chain_id(self) -> str:
@@ -253,10 +257,16 @@ class ChildFailed(EventBase, frozen=True, tag=True):
 
 
 class ExternalResolved(EventBase, frozen=True, tag=True):
-    """What came of a signal or a cancel sent to another workflow; no failure: it is in that workflow's history."""
+    """What came of a request to another workflow.
+
+    Attributes:
+        failure: None: a signal or a cancel is in that workflow's history, or the workflow has a result.
+        result: of the workflow whose end was waited for.
+    """
 
     call: int
     failure: Failure | None = None
+    result: Payload | None = None
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -312,7 +322,8 @@ class ChildCancelRequested(EventBase, frozen=True, tag=True):
 
 
 class ExternalRequested(EventBase, frozen=True, tag=True):
-    """A signal or a cancel is to be sent to another workflow. ``run_id`` empty: to whichever run is open."""
+    """A signal or a cancel is to be sent to another workflow, or its end is waited for. ``run_id`` empty: to whichever
+    run is open, or the end of the latest one."""
 
     call: int
     kind: ExternalKind
@@ -394,6 +405,13 @@ class WorkflowTimedOut(EventBase, frozen=True, tag=True):
     """The run was still open at its execution deadline."""
 
 
+class WatcherAdded(EventBase, frozen=True, tag=True):
+    """A call of another workflow waits for the end of this run (or of those that continue it), and will be told."""
+
+    caller: CallerRecord
+    request_id: str = ""
+
+
 class HistoryLimitExceeded(EventBase, frozen=True, tag=True):
     """The run has more events than a history may hold, and was ended."""
 
@@ -453,6 +471,7 @@ Event: TypeAlias = (
     | WorkflowCancelled
     | ContinuedAsNew
     | HistoryLimitExceeded
+    | WatcherAdded
 )
 
 TERMINAL_EVENTS = (
@@ -492,6 +511,7 @@ _CLASSES: dict[type[EventBase], EventClass] = {
     WorkflowCancelled: EventClass.COMMAND,
     ContinuedAsNew: EventClass.COMMAND,
     HistoryLimitExceeded: EventClass.OWNER,
+    WatcherAdded: EventClass.OWNER,
 }
 
 

@@ -14,6 +14,7 @@ from durablefuture_trio.history.events import (
     ActivityCompleted,
     ActivityFailed,
     ActivityScheduled,
+    CallerRecord,
     CancelRequested,
     ChildCancelRequested,
     ChildCompleted,
@@ -34,6 +35,7 @@ from durablefuture_trio.history.events import (
     UpdateAccepted,
     UpdateCompleted,
     UpdateRecord,
+    WatcherAdded,
     WorkflowStarted,
     WorkflowTerminated,
     class_of,
@@ -122,6 +124,7 @@ class RunState:
         signals: how many were received.
         cancel_reason: the run is cancelled; None: it is not.
         patches: markers in the history.
+        watchers: who is told when the run ends, in the order in which they asked.
         may_owe: messages to other workflows may not have been stored yet.
     """
 
@@ -147,6 +150,7 @@ class RunState:
     signals: int = 0
     cancel_reason: str | None = None
     patches: set[str] = field(default_factory=set)
+    watchers: dict[CallerRecord, None] = field(default_factory=dict)
     may_owe: bool = False
 
     @property
@@ -206,7 +210,7 @@ class RunState:
                 self.wake_at = None
             case WorkflowStarted():
                 self._remember(RequestRecord(event.request_id, "applied", event.run_id))
-            case SignalReceived() | UpdateAccepted() | CancelRequested():
+            case SignalReceived() | UpdateAccepted() | CancelRequested() | WatcherAdded():
                 self._apply_request(event)
             case UpdateCompleted():
                 self.updates.pop(event.update_id, None)
@@ -232,7 +236,7 @@ class RunState:
             self.in_backoff.clear()
             self.wake_at = None
 
-    def _apply_request(self, event: SignalReceived | UpdateAccepted | CancelRequested) -> None:
+    def _apply_request(self, event: SignalReceived | UpdateAccepted | CancelRequested | WatcherAdded) -> None:
         match event:
             case SignalReceived():
                 self.signals += 1
@@ -240,6 +244,8 @@ class RunState:
                 self.updates[event.update_id] = event
             case CancelRequested():
                 self.cancel_reason = event.reason
+            case WatcherAdded():
+                self.watchers[event.caller] = None
         self._remember(RequestRecord(event.request_id, "applied", self.run_id))
 
     def _apply_child(self, event: ChildInitiated | ChildCancelRequested | ChildStarted) -> None:
@@ -296,7 +302,7 @@ def calls_for_mail(event: Event) -> bool:
     """Whether other workflows have to be told when this event is committed."""
     match event:
         case WorkflowStarted():
-            return bool(event.parent or event.released or event.replaced_child_of)
+            return bool(event.parent or event.released or event.replaced_child_of or event.replaced_watchers)
         case ChildInitiated() | ChildCancelRequested() | ExternalRequested():
             return True
         case _:
@@ -315,6 +321,7 @@ def start_state(started: WorkflowStarted, first_n: int) -> RunState:
         for item in started.updates
     }
     state.cancel_reason = started.cancel_reason
+    state.watchers = dict.fromkeys(started.watchers)
     return state
 
 

@@ -22,6 +22,7 @@ from durablefuture_trio.engine.requests import (
     TerminateRequest,
     TimerFire,
     UpdateRequest,
+    WatchRequest,
     answer_of,
 )
 from durablefuture_trio.history.events import Terminal
@@ -44,6 +45,7 @@ __all__ = [
     "TerminateRequest",
     "TimerFire",
     "UpdateRequest",
+    "WatchRequest",
     "answer_of",
     "decode_answer",
     "decode_envelope",
@@ -72,6 +74,7 @@ _KINDS: dict[type, str] = {
     TimerFire: "timer",
     ChildReport: "child",
     ExternalReport: "external",
+    WatchRequest: "watch",
 }
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Envelope] = msgspec.msgpack.Decoder(Envelope)

@@ -19,6 +19,7 @@ from durablefuture_trio.errors import (
     RequestFailedError,
     WorkflowCancelledError,
     WorkflowError,
+    WorkflowFailedError,
     WorkflowTerminatedError,
 )
 from durablefuture_trio.history.events import (
@@ -214,22 +215,25 @@ class StartCall(Call):
 
 
 class ExternalCall(Call):
-    """A signal or a cancel for another workflow. Once recorded it cannot be called back: the caller leaves at once."""
+    """A request to another workflow: a signal, a cancel, or a wait for its end. Once recorded it cannot be called back:
+    a caller that is cancelled leaves at once."""
 
     __slots__ = ("run_id", "workflow_id")
 
     kind = "request to another workflow"
     abandon = True
 
-    def __init__(self, calls: CallOwner, number: int, name: str, source: str, *, workflow_id: str, run_id: str) -> None:
-        super().__init__(calls, number, name, None, source)
+    def __init__(
+        self, calls: CallOwner, number: int, name: str, result_type: Any, source: str, *, workflow_id: str, run_id: str
+    ) -> None:
+        super().__init__(calls, number, name, result_type, source)
         self.workflow_id = workflow_id
         self.run_id = run_id
 
     def settlement(self, stimulus: ExternalResolved) -> Settlement:
         """As `ActivityCall.settlement`."""
         if stimulus.failure is None:
-            return None, None
+            return None if stimulus.result is None else self.decoded(stimulus.result), None
         error = _rebuilt(stimulus.failure, self.workflow_id, self.run_id)
         if not isinstance(error, DurableFutureError):
             error = RequestFailedError(f"{self.name} failed: {error}")
@@ -237,15 +241,19 @@ class ExternalCall(Call):
 
 
 def _rebuilt(failure: Failure, workflow_id: str, run_id: str) -> BaseException:
-    """The exception a record is rebuilt as. Owners word what became of a workflow without naming it: that is the
+    """The exception a record is rebuilt as. Owners word what became of a workflow without its ids: those are the
     caller's knowledge."""
     error = codec.exception_of(failure)
     if not isinstance(error, WorkflowError) or hasattr(error, "workflow_id"):
         return error
-    attributes = {"workflow_id": workflow_id, "run_id": run_id}
+    attributes: dict[str, Any] = {"workflow_id": workflow_id, "run_id": run_id}
     if isinstance(error, WorkflowCancelledError | WorkflowTerminatedError):
-        attributes["reason"] = error.message
-    return type(error)(error.message, **attributes)
+        attributes["reason"] = getattr(error, "reason", error.message)
+    if isinstance(error, WorkflowFailedError):
+        attributes["cause"] = error.cause
+    named = type(error)(error.message, **attributes)
+    named.__cause__ = error.__cause__
+    return named
 
 
 def says_nothing(error: DurableFutureError | None) -> bool:

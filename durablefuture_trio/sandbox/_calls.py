@@ -147,16 +147,20 @@ class DurableCalls:
         name: str = "",
         arguments: Payload | None = None,
         reason: str = "",
+        result_type: Any = None,
     ) -> ExternalCall:
-        """Send a signal or a cancel to another workflow.
+        """Send a signal or a cancel to another workflow, or wait for its end.
+
+        Args:
+            result_type: what its result is rebuilt as.
 
         Raises:
             LimitExceededError: too many are open.
         """
         _check_limit(len(self._requests), MAX_PENDING_REQUESTS, "requests to other workflows")
         number, source = self._next()
-        what = f"{kind} {name}".strip() + f" for {workflow_id}"
-        call = ExternalCall(self, number, what, source, workflow_id=workflow_id, run_id=run_id)
+        what = f"result of {workflow_id}" if kind == "result" else f"{kind} {name}".strip() + f" for {workflow_id}"
+        call = ExternalCall(self, number, what, result_type, source, workflow_id=workflow_id, run_id=run_id)
         self._requests[number] = call
         command = RequestExternal(
             call=number,

@@ -107,6 +107,14 @@ class RunCalls:
         self.refuse("cancel of a workflow")
         await self._calls.awaited(self._calls.external("cancel", workflow_id, run_id, reason=reason))
 
+    async def result_external(self, workflow_id: str, run_id: str, result_type: Any) -> Any:
+        """Wait for the end of another workflow."""
+        self.refuse("the result of a workflow")
+        started = self._started
+        if workflow_id == started.workflow_id and run_id in ("", started.run_id, started.chain_id):
+            raise ValueError(f"workflow {workflow_id!r} cannot wait for its own end: it would wait for ever")
+        return await self._calls.awaited(self._calls.external("result", workflow_id, run_id, result_type=result_type))
+
     def owns(self, call: DurableCall) -> bool:
         """Whether the call was made in this run."""
         return isinstance(call, Call) and call.calls is self._calls
