@@ -90,6 +90,10 @@ class Play:
     """What the fixture `play` is: call it with a scene and the definitions that the supervisors have.
 
     Within a scene it also moves the supervisors: `deploy`, `restart`, `outage`.
+
+    Attributes:
+        replays_elsewhere: the histories are to be replayed in another process; not so where a test has changed a limit
+            of this one.
     """
 
     def __init__(self, mode: Mode, salt: str = "") -> None:
@@ -97,6 +101,7 @@ class Play:
         self._salt = salt
         self.performances: list[Performance[Any]] = []
         self.bundles: list[Bundle] = []
+        self.replays_elsewhere = True
         self._gates: list[Gate] = []
         self._stage: Stage | None = None
 
