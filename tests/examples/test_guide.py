@@ -19,10 +19,14 @@ import pytest
 import trio
 
 from durablefuture_trio import (
+    ApplicationError,
+    RetryPolicy,
+    UpdateFailedError,
     UpdateRejectedError,
     WorkflowCancelledError,
     WorkflowFailedError,
     WorkflowTimedOutError,
+    workflow,
 )
 from durablefuture_trio.authoring import Definition, definition_of
 from durablefuture_trio.client import Client
@@ -246,6 +250,45 @@ class TestRetries:
             return True
 
         assert play(scene, *guide.definitions("Timers and timeouts")).result
+
+
+@workflow
+async def told_something() -> list[str]:
+    heard: list[str] = []
+
+    @workflow.signal
+    def hear(word: str) -> None:
+        heard.append(word)
+
+    @workflow.update
+    async def wait() -> None:
+        await trio.sleep_forever()
+
+    await trio.sleep(20)
+    if workflow.info().attempt == 1:
+        raise ApplicationError("not yet")
+    return heard
+
+
+def test_a_new_attempt_begins_with_the_arguments_alone(play: Play) -> None:
+    async def scene(client: Client) -> list[str]:
+        policy = RetryPolicy(initial_interval=60)
+        handle = await client.start(told_something, id="w", retry_policy=policy, start_signal=("hear", ("first",)))
+        await handle.signal("hear", "second")
+        with pytest.raises(UpdateFailedError, match="ended before"):
+            await handle.update("wait")
+        await handle.signal("hear", "third")
+        return await handle.result()
+
+    assert play(scene, told_something).result == ["third"]
+
+
+def test_in_a_unit_test_a_workflow_is_a_trio_program_and_what_only_runs_have_says_so(guide: Guide) -> None:
+    assert trio.run(guide["Trio"].pack.fn, ["tea"]) == ["parcel with tea"]
+    fan_out = guide["Futures and fan-out"]
+    for flow, arguments in ((fan_out.cheapest, ("tea", ["shop"])), (fan_out.ship_all, (["tea"],))):
+        with pytest.raises(RuntimeError, match="only in the code of a running workflow"):
+            trio.run(flow.fn, *arguments)
 
 
 class TestChangingCode:
