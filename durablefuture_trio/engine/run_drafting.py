@@ -188,10 +188,13 @@ class RunDrafting:
 
     def _refuse_waiting_starts(self, state: RunState, before_seq: float = float("inf")) -> None:
         """A start that came while the run was open must not run once it has closed: an owner that has died since may
-        have refused it. Not so behind a request that ends the run, which every owner decides first."""
+        have refused it. Not so behind a request that ends the run, which every owner decides first; nor one whose
+        signal the open run would have been given, for that would be in the history."""
         for item in self._inputs:
             if isinstance(item, Inbound) and isinstance(item.envelope, StartRequest) and item.seq < before_seq:
                 record = conflict_verdict(item, item.envelope, state)
+                if record is not None and record.answer == "existing" and item.envelope.signal is not None:
+                    continue
                 if record is not None and item.request_id not in state.requests and not self._is_decided(item):
                     self._refused.append(record)
                     state.refuse(record)
