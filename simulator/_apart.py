@@ -20,7 +20,7 @@ from durablefuture_trio.engine.retry import backoff_s
 from durablefuture_trio.errors import ActivityError, ApplicationError, ChildWorkflowError, DurableFutureError
 from durablefuture_trio.history.events import FailureReason
 from durablefuture_trio.history.options import ActivityOptionsRecord
-from durablefuture_trio.sandbox._endings import as_failure, continuation_in
+from durablefuture_trio.sandbox._endings import as_failure, continuation_in, only_cancelled
 from simulator._behaviours import ACTIVITIES, AttemptPlan, plan_of
 from simulator._desk import Carried, Desk
 from simulator._nodes import Interpreter, Node
@@ -145,9 +145,9 @@ class _Outside:
         try:
             return await run_apart(self._make, tree, 1)
         except BaseException as error:
-            failure = as_failure(error)
-            if not isinstance(failure, Exception):
+            if only_cancelled(error):
                 raise
+            failure = as_failure(error)
             raise _child_error("failed", codec.exception_of(codec.failure_of(failure))) from None
 
     def submit_child(self, start: ChildStart) -> ChildCall:

@@ -149,7 +149,8 @@ class ClientProcess:
             if not self._plan.again:  # nothing was sent, and the other process may find a run
                 self._tell(TerminateTold(self._id, request_id, applied=False))
         except RequestFailedError as error:
-            if NO_ROOM not in str(error):
+            # The other process may mean another run: to the owner that is another request.
+            if NO_ROOM not in str(error) and not self._plan.again:
                 self._tell(TerminateTold(self._id, request_id, applied=False))
         else:
             self._tell(TerminateTold(self._id, request_id, applied=True))
