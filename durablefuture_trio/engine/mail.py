@@ -354,8 +354,9 @@ def is_done_when_committed(message: Inbound) -> bool:
     return isinstance(message.envelope, WatchRequest) or not is_from_workflow(message)
 
 
-def end_answer(message: Inbound, watcher: CallerRecord, state: RunState) -> Owed | None:
-    """The answer to somebody who wants to know the end of a run that has closed; None: it goes on in another run."""
+def end_answer(message: Inbound, watcher: CallerRecord, state: RunState) -> Owed:
+    """The answer to somebody who waits for the end of a run that has closed, and is the latest one of its id."""
     assert state.terminal is not None
     letter = _end_of_other(state.workflow_id, watcher, state.terminal)
-    return None if letter is None else Owed(f"answer/{message.seq}", letter, holds=message.seq)
+    assert letter is not None  # a run that goes on in another one is not the latest
+    return Owed(f"answer/{message.seq}", letter, holds=message.seq)

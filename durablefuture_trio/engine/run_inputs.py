@@ -199,24 +199,23 @@ class RunInputs(RunDrafting):
     def _take_watch(self, message: Inbound, request: WatchRequest, now: float) -> bool:
         """Another workflow waits for the end of a run: it is told now if that has come, else when it comes."""
         state = self.state
-        if state is not None and (request.sender in state.watchers or message.request_id in state.requests):
-            if not self._consume_without_commit(message):
-                return False
-            self._anchors.consume(message.seq)  # the terminal commit of the run answers it, or has done so
-            return True
-        verdict = watch_verdict(message, request, state)
-        if verdict is not None:
-            return self._decline(message, verdict)
-        assert state is not None
-        if state.terminal is None:
+        is_watching = state is not None and (request.sender in state.watchers or message.request_id in state.requests)
+        verdict = None if is_watching else watch_verdict(message, request, state)
+        if state is not None and state.terminal is None and verdict is None and not is_watching:
             self._inputs.popleft()
             self._begin_input(message)
             self._record(decide_watcher(state, message, request, self._time(state, now)))
             return True
         if not self._consume_without_commit(message):
             return False
-        if (owed := end_answer(message, request.sender, state)) is not None:
-            self._mail.post(owed)
+        if is_watching:
+            self._anchors.consume(message.seq)  # the terminal commit of the run answers it, or has done so
+        elif verdict is not None:
+            # Not remembered: a copy may be decided otherwise, and the asker takes the first answer.
+            self._reply(message, answer_of(verdict))
+        else:
+            assert state is not None
+            self._mail.post(end_answer(message, request.sender, state))
         return True
 
     def _take_update(self, message: Inbound, request: UpdateRequest, now: float) -> bool:
