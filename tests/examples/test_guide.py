@@ -30,13 +30,30 @@ from durablefuture_trio import (
 )
 from durablefuture_trio.authoring import Definition, definition_of
 from durablefuture_trio.client import Client
+from durablefuture_trio.engine.admission import MAX_OPEN_UPDATES, MAX_SIGNALS
 from durablefuture_trio.history.events import ActivityCompleted, ActivityScheduled, MarkerRecorded, TimerFired
+from durablefuture_trio.history.state import (
+    HISTORY_LIMIT_EVENTS,
+    MAX_RECENT_REQUESTS,
+    MAX_UPDATE_OUTCOMES,
+    SUGGESTED_EVENTS,
+)
+from durablefuture_trio.sandbox._calls import MAX_PENDING_ACTIVITIES, MAX_PENDING_CHILDREN, MAX_PENDING_REQUESTS
 from tests._support.guide import load, write_sections
 from tests._support.language import Mode, Play
 from tests._support.language_stage import Performance
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "workflows.md"
+
+LIMITS = {
+    "events of a run": HISTORY_LIMIT_EVENTS,
+    "signals of a run": MAX_SIGNALS,
+    "updates accepted and open": MAX_OPEN_UPDATES,
+    "activities open at once": MAX_PENDING_ACTIVITIES,
+    "children open at once; requests to other workflows": MAX_PENDING_CHILDREN,
+    "requests and update outcomes remembered, per workflow id": MAX_RECENT_REQUESTS,
+}
 
 
 class Guide:
@@ -345,6 +362,16 @@ class TestChangingCode:
             return receipt
 
         assert play(scene, *guide.definitions(began)).result == "Bob paid 1.00"
+
+
+def test_the_limits_are_those_of_the_code() -> None:
+    _, table = GUIDE.read_text().split("## Limits\n")
+    rows = dict(re.findall(r"^\| (\w.+?) \| (.+?) \|", table, flags=re.MULTILINE))
+    said = {label: int(words.split(maxsplit=1)[0].replace(",", "")) for label, words in rows.items() if label in LIMITS}
+    assert said == LIMITS
+    assert f"becomes true at {SUGGESTED_EVENTS:,} events" in GUIDE.read_text()
+    assert MAX_PENDING_CHILDREN == MAX_PENDING_REQUESTS
+    assert MAX_RECENT_REQUESTS == MAX_UPDATE_OUTCOMES
 
 
 def test_the_snippets_have_the_types_they_say(guide: Guide, tmp_path: Path) -> None:
