@@ -21,10 +21,6 @@ class Anchors:
     def __bool__(self) -> bool:
         return bool(self._handles)
 
-    def any_up_to(self, seq: int) -> bool:
-        """Whether a message is held that is not newer than this one."""
-        return any(held <= seq for held in self._handles)
-
     def hold(self, seq: int, handle: object) -> None:
         """A delivery has come (perhaps again: then the latest handle counts)."""
         self._handles[seq] = handle

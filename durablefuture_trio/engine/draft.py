@@ -54,10 +54,15 @@ class Part:
 
 @dataclass(slots=True)
 class Flight:
-    """A draft on its way: its messages in order, published one after the other."""
+    """A draft on its way: its messages in order, published one after the other.
+
+    Attributes:
+        may_owe: of the state, once it is committed.
+    """
 
     draft: Draft
     parts: list[Part]
+    may_owe: bool = False
     index: int = 0
 
     @property

@@ -69,6 +69,7 @@ from durablefuture_trio.history.state import (
     HISTORY_LIMIT_EVENTS,
     SUGGESTED_EVENTS,
     RunState,
+    calls_for_mail,
     start_state,
 )
 
@@ -379,7 +380,7 @@ class RunDrafting:
         draft.inputs.extend(self._told)
         self._told.clear()
         self._draft = None
-        self._flight = Flight(draft, parts)
+        self._flight = Flight(draft, parts, may_owe=template.owes or any(map(calls_for_mail, draft.events)))
         self._publish_part(self._flight)
 
     def _publish_part(self, flight: Flight) -> None:

@@ -112,9 +112,7 @@ class RunInputs(RunDrafting):
         return True
 
     def _post_what_is_owed(self, state: RunState) -> None:
-        # What a closed run owes was stored before its last anchor went. Without one of those messages there is nothing
-        # to make good; two closed runs that owe each other a word would go on telling each other for ever.
-        if state.may_owe and (state.terminal is None or self._anchors.any_up_to(state.consumed)):
+        if state.may_owe:
             for owed in owed_by(state):
                 self._mail.post(owed)
 

@@ -24,7 +24,7 @@ from durablefuture_trio.engine.decide import (
     decide_timeout,
     decide_timer,
 )
-from durablefuture_trio.engine.mail import Owed
+from durablefuture_trio.engine.mail import Owed, owed_by
 from durablefuture_trio.engine.requests import (
     Answer,
     Inbound,
@@ -174,7 +174,18 @@ class RunOwner(RunInputs):
     def sent(self, key: str, now: float) -> None:
         """A message to another workflow is stored."""
         self._anchors.consume(*self._mail.stored(key))
+        if self._has_settled_its_debts():
+            # Written down: two closed runs that owe each other a word would go on telling each other at every word.
+            self._drafting()
         self._advance(now)
+
+    def _has_settled_its_debts(self) -> bool:
+        state = self.state
+        if state is None or state.terminal is None or not state.may_owe:
+            return False
+        if self._mail or self._draft is not None or self._flight is not None:
+            return False
+        return any(True for _ in owed_by(state))
 
     def is_blocked(self, token: int, block: Block, now: float) -> None:
         """The run cannot go on with today's code. Nothing is lost: what comes is committed without being activated."""
@@ -201,6 +212,7 @@ class RunOwner(RunInputs):
         state.tip_n = part.n
         state.consumed = max(state.consumed, self._mark)
         state.finished = part.finished
+        state.may_owe = flight.may_owe
         self._is_confirmed = True
         if flight.index + 1 < len(flight.parts):
             flight.index += 1

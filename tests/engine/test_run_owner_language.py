@@ -487,3 +487,19 @@ def test_the_next_run_of_an_id_has_the_last_result() -> None:
     driver.start("q3", seq=3)
     driver.activated(wake_at=5000.0)
     assert driver.state.started.last_result == result.result  # type: ignore[union-attr]
+
+
+def test_h05_a_closed_run_tells_its_parent_until_a_commit_says_that_it_is_stored() -> None:
+    driver = Driver()
+    envelope = StartRequest(workflow_id="w", workflow="flow", arguments=NO_ARGUMENTS, parent=PARENT)
+    driver.put(envelope, request="parent-run/7", seq=1)
+    driver.activated(complete())
+    heir = driver.heir()
+    signal(heir, seq=9)  # whatever has the run loaded
+    assert [item.what for item in letters(heir) if isinstance(item, ChildReport)] == ["completed"]
+    stored(heir)
+    assert heir.history.commits[-1].events == ()
+    last = heir.heir()
+    signal(last, request="s2", seq=10)
+    assert letters(last) == []
+    assert last.owner.is_idle
