@@ -8,6 +8,7 @@ message is left over, and no call, update or request has two outcomes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Any, Literal
@@ -24,7 +25,9 @@ from tests._support.language_stage import ATTEMPT_S, RESTART_S, Fate, Performanc
 
 Mode = Literal["live", "replay", "killed"]
 
-KILLED_TIMES = 4
+KILLED_TIMES = int(os.environ.get("LANGUAGE_TIMES", "4"))
+"""How often a scene is performed with everything killed, unless the test says otherwise."""
+
 PATIENCE_S = 2000.0
 """Virtual seconds a scene may take, and runs may take to end after it."""
 
