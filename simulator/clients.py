@@ -159,7 +159,7 @@ class ClientProcess:
         handle = client.handle(self._id)
         # A request to a workflow id without any run is never sent.
         with suppress(WorkflowNotFoundError):
-            for number in range(self._plan.count):
+            for number in range(min(self._plan.count, 2) if self._plan.action == "cancel" else self._plan.count):
                 match self._plan.action:
                     case "signal":
                         await self._signal(handle, f"{self._request_id}-{number}")
