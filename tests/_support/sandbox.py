@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from durablefuture_trio import codec
-from durablefuture_trio.codec.payload import Failure
+from durablefuture_trio.codec.payload import Failure, Payload
 from durablefuture_trio.engine.commands import Command
 from durablefuture_trio.engine.decide import decide_command
 from durablefuture_trio.errors import HistoryError
@@ -162,8 +162,10 @@ class Story:
         failure = Failure(type=error, message=message)
         return self.apply(ChildFailed(id=self.next_id, at=self.at + after, call=call, how=how, failure=failure))
 
-    def external_resolved(self, call: int, failure: Failure | None = None) -> list[Command]:
-        return self.apply(ExternalResolved(id=self.next_id, at=self.at, call=call, failure=failure))
+    def external_resolved(
+        self, call: int, failure: Failure | None = None, *, result: Payload | None = None
+    ) -> list[Command]:
+        return self.apply(ExternalResolved(id=self.next_id, at=self.at, call=call, failure=failure, result=result))
 
     def fire(self, *, late: float = 0.0) -> list[Command]:
         """The next timer fires."""

@@ -13,6 +13,7 @@ from durablefuture_trio.history.events import (
     ActivityCancelRequested,
     ActivityFailed,
     ActivityScheduled,
+    CallerRecord,
     CancelRequested,
     CarriedSignal,
     CarriedUpdate,
@@ -32,6 +33,7 @@ from durablefuture_trio.history.events import (
     TimerFired,
     UpdateAccepted,
     UpdateCompleted,
+    WatcherAdded,
     WorkflowCancelled,
     WorkflowFailed,
     WorkflowStarted,
@@ -154,6 +156,12 @@ def test_what_is_not_known_is_wrong_usage(line: str, capsys: pytest.CaptureFixtu
         ),
         (ExternalResolved(id=3, at=10.0, call=1), "#1 charge sent"),
         (ExternalResolved(id=3, at=10.0, call=1, failure=LOST), "#1 charge RuntimeError: supervisor m1 is gone"),
+        (ExternalRequested(id=3, at=10.0, call=2, kind="result", workflow_id="x"), "#2 result of x"),
+        (ExternalResolved(id=3, at=10.0, call=1, result=encode_value(5)), "#1 charge returned 5"),
+        (
+            WatcherAdded(id=3, at=10.0, caller=CallerRecord("boss", "run-b", 4)),
+            "call #4 of boss waits for the end",
+        ),
         (MarkerRecorded(id=3, at=10.0, patch="faster", deprecated=True), "faster (deprecated)"),
         (
             WorkflowStarted(
@@ -166,8 +174,9 @@ def test_what_is_not_known_is_wrong_usage(line: str, capsys: pytest.CaptureFixtu
                 signals=(CarriedSignal("approve", ONE),),
                 updates=(CarriedUpdate("u", "grow", ONE),),
                 cancel_reason="enough",
+                watchers=(CallerRecord("boss", "run-b", 4),),
             ),
-            "order(1) signal approve(1), update u grow(1), cancelled enough",
+            "order(1) signal approve(1), update u grow(1), 1 waiting for its end, cancelled enough",
         ),
     ],
 )

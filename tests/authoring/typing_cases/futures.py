@@ -98,6 +98,10 @@ async def children_have_the_types_of_their_functions() -> None:
     assert_type(both, tuple[int, int])
     external = assert_type(workflow.handle("id"), ExternalWorkflow)
     await external.cancel("reason")
+    assert_type(await external.result(str), str)
+    assert_type(await external.result(), Any)
+    assert_type(await external, Any)
+    assert_type(await external.result(list[int]), list[int])
 
 
 def patches_are_asked_for_by_id() -> None:
@@ -119,6 +123,8 @@ async def wrong_calls_are_found() -> None:
     await durable_map(ship, ["a"])  # type: ignore[misc]
     await durable_map(ship, [1], tolerate="some")  # type: ignore[call-overload]
     order.submit(5, 1.0)  # type: ignore[arg-type]
+    words = await workflow.handle("id").result(str)
+    words.bit_length()  # type: ignore[attr-defined]
     workflow.start_child(order, "Bob")  # type: ignore[arg-type]
     workflow.start_child(order, "Bob", 1.0, parent_close="keep")  # type: ignore[call-overload, call-arg]
     workflow.start_child(order, "Bob", 1.0, timeout=3)  # type: ignore[call-overload]
