@@ -245,5 +245,5 @@ def next_attempt_event(before: RunState, run_id: str, failure: Failure, at: floa
     due = at + (backoff_s(policy, started.attempt, unit) if delay is None else max(0.0, delay))
     if started.execution_deadline is not None and due >= started.execution_deadline:
         return None
-    again = continued_event(before, run_id, started.workflow, started.arguments, ())
+    again = continued_event(before, run_id, started.workflow, started.arguments, started.signals)
     return msgspec.structs.replace(again, attempt=started.attempt + 1, not_before=due, updates=())

@@ -183,6 +183,7 @@ def _decide_child(state: RunState, report: ChildReport, at: float) -> Stimulus |
     child = state.children.get(call)
     if child is None:
         return None
+    run_id = "" if child.run_id else report.child_run_id
     match report.what:
         case "started":
             return None if child.run_id else ChildStarted(id=event_id, at=at, call=call, run_id=report.child_run_id)
@@ -191,9 +192,11 @@ def _decide_child(state: RunState, report: ChildReport, at: float) -> Stimulus |
                 return None
             return ChildStartFailed(id=event_id, at=at, call=call, failure=report.failure or _NO_WORDS)
         case "completed":
-            return ChildCompleted(id=event_id, at=at, call=call, result=report.result or Payload(b"null"))
+            result = report.result or Payload(b"null")
+            return ChildCompleted(id=event_id, at=at, call=call, result=result, run_id=run_id)
         case how:
-            return ChildFailed(id=event_id, at=at, call=call, how=how, failure=report.failure or _NO_WORDS)
+            failure = report.failure or _NO_WORDS
+            return ChildFailed(id=event_id, at=at, call=call, how=how, failure=failure, run_id=run_id)
 
 
 _NO_WORDS = Failure(type="ChildWorkflowError", message="the child gave no reason")

@@ -7,6 +7,7 @@ has stored it. Each has a request id made of the call that asked for it, so that
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeAlias
 
 import msgspec
@@ -121,7 +122,7 @@ def owed_by(state: RunState) -> Iterator[Owed]:
         yield from end_of(state, state.terminal)
         return
     if started.parent is not None:
-        yield started_report(started.parent, state.run_id)
+        yield started_report(started.parent, started.chain_id)
     for child_state in state.children.values():
         if not child_state.run_id:
             yield child_start(caller(state, child_state.initiated.call), child_state.initiated)
@@ -193,7 +194,7 @@ def released_children(state: RunState) -> tuple[ReleasedChild, ...]:
 def end_of(state: RunState, terminal: Terminal) -> Iterator[Owed]:
     """What is owed when a run has ended: a word to its parent and to who waits for it, and the end of its children."""
     if state.started.parent is not None:
-        yield from _end_report(state.started.parent, state.run_id, terminal)
+        yield from _end_report(state.started.parent, state.run_id, terminal, state.started.chain_id)
     for watcher in state.watchers:
         yield from _told(state.workflow_id, watcher, terminal)
     for child in released_children(state):
@@ -222,29 +223,30 @@ def started_report(parent: CallerRecord, run_id: str) -> Owed:
     return Owed(f"started/{run_id}", _report(parent, what="started", child_run_id=run_id))
 
 
-def _end_report(parent: CallerRecord, run_id: str, terminal: Terminal) -> Iterator[Owed]:
+def _end_report(parent: CallerRecord, run_id: str, terminal: Terminal, first_run_id: str = "") -> Iterator[Owed]:
+    report = partial(_report, parent, child_run_id=first_run_id)
     key = f"ended/{run_id}"
     match terminal:
         case WorkflowCompleted():
-            yield Owed(key, _report(parent, what="completed", result=terminal.result))
+            yield Owed(key, report(what="completed", result=terminal.result))
         case ContinuedAsNew():
             return
         case WorkflowFailed(next_run_id=next_run_id):
             if not next_run_id:
-                yield Owed(key, _report(parent, what="failed", failure=terminal.failure))
+                yield Owed(key, report(what="failed", failure=terminal.failure))
         case WorkflowCancelled():
             failure = Failure(type="WorkflowCancelledError", message=terminal.reason or "the workflow was cancelled")
-            yield Owed(key, _report(parent, what="cancelled", failure=failure))
+            yield Owed(key, report(what="cancelled", failure=failure))
         case WorkflowTerminated():
             words = terminal.reason or "the workflow was terminated"
             failure = Failure(type="WorkflowTerminatedError", message=words)
-            yield Owed(key, _report(parent, what="terminated", failure=failure))
+            yield Owed(key, report(what="terminated", failure=failure))
         case WorkflowTimedOut():
             failure = Failure(type="WorkflowTimedOutError", message="still open at its execution deadline")
-            yield Owed(key, _report(parent, what="timed_out", failure=failure))
+            yield Owed(key, report(what="timed_out", failure=failure))
         case HistoryLimitExceeded():
             failure = Failure(type="HistoryLimitExceeded", message=f"its history has over {terminal.limit} events")
-            yield Owed(key, _report(parent, what="failed", failure=failure))
+            yield Owed(key, report(what="failed", failure=failure))
 
 
 def replaced_words(workflow_id: str) -> str:

@@ -242,18 +242,25 @@ class ChildStartFailed(EventBase, frozen=True, tag=True):
 
 
 class ChildCompleted(EventBase, frozen=True, tag=True):
-    """A child workflow has its result."""
+    """A child workflow has its result. ``run_id``: of its first run, for its end may be heard of before its start."""
 
     call: int
     result: Payload
+    run_id: str = ""
 
 
 class ChildFailed(EventBase, frozen=True, tag=True):
-    """A child workflow ended without a result. ``failure`` is what it raised, or says what became of it."""
+    """A child workflow ended without a result.
+
+    Attributes:
+        failure: what it raised, or says what became of it.
+        run_id: as of `ChildCompleted`.
+    """
 
     call: int
     how: ChildEnd
     failure: Failure
+    run_id: str = ""
 
 
 class ExternalResolved(EventBase, frozen=True, tag=True):

@@ -49,7 +49,7 @@ MAX_RECENT_REQUESTS = 100
 HISTORY_LIMIT_EVENTS = 50_000
 """A run with so many events is ended; it was told long before to continue as new."""
 
-SUGGESTED_EVENTS = 45_000
+SUGGESTED_EVENTS = 10_000
 """With so many events a run is told, and people are warned, that it should continue as new."""
 
 MAX_UPDATE_OUTCOMES = 100

@@ -222,6 +222,8 @@ class DurableCalls:
             case ChildStartFailed() | ChildCompleted() | ChildFailed():
                 child = self._take(self._children, stimulus.call, stimulus.id, "child")
                 if child is not None:
+                    if not isinstance(stimulus, ChildStartFailed):
+                        child.run_id = child.run_id or stimulus.run_id
                     self._settle_child(child, child.settlement(stimulus))
             case ExternalResolved():
                 request = self._take(self._requests, stimulus.call, stimulus.id, "external")
@@ -245,8 +247,8 @@ class DurableCalls:
 
     def _settle_child(self, child: ChildWorkflowCall, settlement: Settlement) -> None:
         if not child.start.place:
-            # Who waits for the start of a child that has ended without one is told so.
-            _, error = settlement
+            # Who waits for the start of a child that has ended without one is told so. (Its end may be heard of first.)
+            error = None if child.run_id else settlement[1]
             self._settle(child.start, (child.run_id, None if error is None else fresh(error)))
         self._settle(child, settlement)
 

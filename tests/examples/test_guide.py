@@ -287,7 +287,7 @@ async def told_something() -> list[str]:
     return heard
 
 
-def test_a_new_attempt_begins_with_the_arguments_alone(play: Play) -> None:
+def test_a_new_attempt_begins_with_what_the_first_one_began_with(play: Play) -> None:
     async def scene(client: Client) -> list[str]:
         policy = RetryPolicy(initial_interval=60)
         handle = await client.start(told_something, id="w", retry_policy=policy, start_signal=("hear", ("first",)))
@@ -297,7 +297,7 @@ def test_a_new_attempt_begins_with_the_arguments_alone(play: Play) -> None:
         await handle.signal("hear", "third")
         return await handle.result()
 
-    assert play(scene, told_something).result == ["third"]
+    assert play(scene, told_something).result == ["first", "third"]
 
 
 def test_in_a_unit_test_a_workflow_is_a_trio_program_and_what_only_runs_have_says_so(guide: Guide) -> None:
