@@ -8,7 +8,10 @@ import pytest
 import trio
 
 from durablefuture_trio import ChildWorkflowError, activity, gather, workflow
+from durablefuture_trio.authoring.registry import Registry
 from durablefuture_trio.client import Client
+from durablefuture_trio.codec.payload import Failure
+from durablefuture_trio.engine.commands import CompleteWorkflow
 from durablefuture_trio.errors import (
     ApplicationError,
     RequestFailedError,
@@ -20,12 +23,16 @@ from durablefuture_trio.errors import (
 from durablefuture_trio.history.events import (
     ChildCancelRequested,
     ChildCompleted,
+    ChildFailed,
     ChildInitiated,
     ChildStarted,
     ExternalRequested,
     SignalReceived,
 )
+from durablefuture_trio.ports.frames import Loaded
+from durablefuture_trio.sandbox._host import ReplayHost
 from tests._support.language import Play
+from tests._support.sandbox import Story
 
 
 @dataclass
@@ -610,3 +617,27 @@ def test_a_parent_and_a_child_that_have_both_ended_leave_each_other_alone(play: 
         return last
 
     assert play(scene, parent, waiting).result == "WorkflowTerminated"
+
+
+def test_the_end_of_a_child_that_is_heard_of_before_its_start_names_its_run() -> None:
+    """The word of the start may take longer, or be lost with its sender, who does not repeat it after the end."""
+
+    @workflow
+    async def flow() -> list[str]:
+        child = workflow.start_child(waiting, id="c")
+        run_id = await child.started()
+        try:
+            await child
+        except ChildWorkflowError as error:
+            return [run_id, error.reason]
+        return [run_id]
+
+    host = ReplayHost(Registry.of([flow, waiting]).workflows)
+    story = Story(host, "flow")
+    story.start()
+    failure = Failure(type="ValueError", message="no")
+    story.apply(ChildFailed(id=story.next_id, at=story.at, call=1, how="failed", failure=failure, run_id="run-c"))
+    (completed,) = story.commands
+    assert isinstance(completed, CompleteWorkflow)
+    assert completed.result.data == b'["run-c","failed"]'
+    assert isinstance(story.replay(ReplayHost(Registry.of([flow, waiting]).workflows)), Loaded)

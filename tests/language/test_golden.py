@@ -58,9 +58,7 @@ def test_a_recorded_history_replays_with_todays_code(path: Path, registry: Regis
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
-def test_a_recorded_history_replays_from_every_commit_it_could_have_been_cut_at(
-    path: Path, registry: Registry
-) -> None:
+def test_a_recorded_history_replays_from_every_commit_it_could_have_been_cut_at(path: Path, registry: Registry) -> None:
     for run in runs_of(path):
         bodies = [base64.b64decode(commit) for commit in run["commits"]]
         for length in range(1, len(bodies) + 1):
