@@ -221,7 +221,7 @@ async def test_the_order_of_a_set_of_strings_is_legal_and_told_once_for_each_pla
 
 
 @pytest.mark.parametrize("paranoid", [False, True])
-async def test_what_depends_on_the_identity_of_objects_blocks_in_paranoid_mode_only(tmp_path: Path, paranoid: bool) -> None:
+async def test_what_depends_on_identities_blocks_in_paranoid_mode_only(tmp_path: Path, paranoid: bool) -> None:
     write(tmp_path, STEPS, ITERATES_OBJECTS, paranoid=paranoid)
     async with supervised(tmp_path) as supervisor:
         handle = await supervisor.client.start("iterates", id="w", result_type=str)
