@@ -401,6 +401,8 @@ class Shard(Errands):
             return
         if not self._is_active or self.is_quiescing or query.workflow_id in self._quarantined:
             return
+        if self._in_turn is not None and query.workflow_id not in self._owners:
+            return  # loaded for a question, a run would go on without the messages that wait for their turn
         owner = self._owner(query.workflow_id)
         self._notify(owner, partial(owner.asked, query, self._clock.now()))
         self._pump()
