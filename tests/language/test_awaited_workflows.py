@@ -95,8 +95,14 @@ def test_nobody_has_no_end(play: Play) -> None:
     [
         (
             "fail",
-            ["WorkflowFailedError", "workflow 'other' failed: SoldOut: sold out", "other", ""]
-            + ["ApplicationError", "sold out"],
+            [
+                "WorkflowFailedError",
+                "workflow 'other' failed: SoldOut: sold out",
+                "other",
+                "",
+                "ApplicationError",
+                "sold out",
+            ],
         ),
         ("cancel", ["WorkflowCancelledError", "workflow 'other' was cancelled: enough", "other", "enough"]),
         ("terminate", ["WorkflowTerminatedError", "workflow 'other' was terminated: enough", "other", "enough"]),
@@ -284,8 +290,9 @@ def test_errors_of_others_can_be_told_apart(play: Play) -> None:
         except WorkflowNotFoundError:
             return "nobody"
         except WorkflowFailedError as error:
-            assert isinstance(error.cause, ApplicationError)
-            return error.cause.type
+            cause = error.cause
+            assert isinstance(cause, ApplicationError)
+            return cause.type
         except (WorkflowCancelledError, WorkflowTerminatedError, WorkflowTimedOutError) as error:
             return type(error).__name__
         return "well"
