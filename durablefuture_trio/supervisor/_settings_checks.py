@@ -133,7 +133,8 @@ def missing_module(module: str, import_path: Sequence[str]) -> str:
 
 def _find(name: str, search: Sequence[str] | None, import_path: Sequence[str]) -> importlib.machinery.ModuleSpec | None:
     path = list(import_path) if search is None else list(search)
-    spec = importlib.machinery.PathFinder.find_spec(name, path)
+    # By its last part: a package without __init__.py inside another would ask for the path of that, as imported.
+    spec = importlib.machinery.PathFinder.find_spec(name.rpartition(".")[2], path)
     if spec is not None:
         return spec
     for finder in sys.meta_path:  # built-in modules, and the hooks of editable installs

@@ -15,7 +15,7 @@ from durablefuture_trio.errors import (
     WorkflowFailedError,
     WorkflowNotFoundError,
 )
-from durablefuture_trio.history.events import ActivityScheduled, SignalReceived
+from durablefuture_trio.history.events import ActivityScheduled, SignalReceived, TimerFired
 from tests._support.language import Play
 
 
@@ -434,7 +434,7 @@ def test_a_receiver_that_is_cancelled_takes_no_signal_along(play: Play) -> None:
 
     async def scene(client: Client) -> list[int]:
         handle = await client.start(flow, id="w")
-        await trio.sleep(10)
+        await play.recorded("w", TimerFired)
         await handle.signal(add, 1)
         await handle.signal(add, 2)
         return await handle.result()
