@@ -208,6 +208,9 @@ class _Outside:
     async def cancel_external(self, *_: Any) -> None:
         await trio.lowlevel.checkpoint()
 
+    async def result_external(self, *_: Any) -> Any:
+        await trio.sleep_forever()
+
     def patched(self, patch: str) -> bool:
         return True
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
+import trio
 
 from durablefuture_trio.authoring import ChildWorkflow, workflow
-from durablefuture_trio.errors import ChildWorkflowError, WorkflowNotFoundError
+from durablefuture_trio.errors import ChildWorkflowError, WorkflowError, WorkflowNotFoundError
 from simulator._behaviours import mix
 from simulator._desk import SIGNALS
 from simulator._kinds import ACTIVITY, APPLICATION
@@ -161,6 +162,32 @@ class Tell(Kind):
         return Fate(span=0.1)
 
 
+class Watch(Kind):
+    """The end of another workflow is waited for, but not for ever. Told or not, what came of that."""
+
+    name = "watch"
+    weight = 3
+    is_leaf = True
+    ways = ("ignored", "told")
+
+    def make(self, maker: Maker) -> Node:
+        way = "ignored" if maker.steady else maker.rng.choice(self.ways)
+        return Node("watch", number=maker.rng.randrange(TARGETS), way=way, seconds=maker.moment())
+
+    async def run(self, interpreter: Interpreter, node: Node, value: int) -> int:
+        told: int | str = "in vain"
+        if workflow.info().workflow_id != f"w{node.number}":
+            with trio.move_on_after(node.seconds):
+                try:
+                    told = await workflow.handle(f"w{node.number}").result(int)
+                except WorkflowError as error:
+                    told = type(error).__name__
+        return value if node.way == "ignored" else mix(value, told)
+
+    def fate(self, node: Node, fates: Sequence[Fate]) -> Fate:
+        return Fate(certain=node.way == "ignored", span=node.seconds)
+
+
 class Chapters(Kind):
     """Parts of which each is a run of its own. What stands after it is only for the last one: the run that goes on
     knows nothing of where its predecessor was."""
@@ -223,4 +250,4 @@ def _started(interpreter: Interpreter, node: Node, tree: Node, **options: Any) -
     return workflow.start_child(interpreter.program, tree, **options)
 
 
-WORKFLOWS: tuple[Kind, ...] = (Child(), LeftOpen(), Tell(), Chapters(), Patched())
+WORKFLOWS: tuple[Kind, ...] = (Child(), LeftOpen(), Tell(), Watch(), Chapters(), Patched())

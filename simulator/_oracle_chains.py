@@ -15,6 +15,8 @@ from durablefuture_trio.history.events import (
     ChildStarted,
     ChildStartFailed,
     ContinuedAsNew,
+    ExternalRequested,
+    ExternalResolved,
     WorkflowCancelled,
     WorkflowCompleted,
     WorkflowFailed,
@@ -78,6 +80,26 @@ def unasked_cancels(runs: Runs) -> Iterator[str]:
     for run in runs.all:
         if isinstance(run.terminal, WorkflowCancelled) and not run.is_cancelled:
             yield f"{run.who}: was cancelled, and nobody has asked for it"
+
+
+def broken_watches(runs: Runs) -> Iterator[str]:
+    """Who waited for the end of another workflow was told how it, or one of its runs, ended."""
+    for run in runs.all:
+        asked = {it.call: it for it in run.events if isinstance(it, ExternalRequested) and it.kind == "result"}
+        for event in run.events:
+            if not isinstance(event, ExternalResolved) or event.call not in asked:
+                continue
+            whom = asked[event.call].workflow_id
+            ends = [it.terminal for it in runs.of_id.get(whom, ()) if not it.next_run_id]
+            if event.failure is None:
+                told_truly = any(isinstance(it, WorkflowCompleted) and it.result == event.result for it in ends)
+            else:
+                told_truly = event.failure.type in (
+                    "WorkflowNotFoundError",
+                    *(f"{type(it).__name__}Error" for it in ends),
+                )
+            if not told_truly:
+                yield f"{run.who}: was told {event.failure or event.result} of {whom}, which ended {ends}"
 
 
 def broken_families(runs: Runs) -> Iterator[str]:

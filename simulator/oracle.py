@@ -33,7 +33,7 @@ from durablefuture_trio.ports.broker import Stored
 from durablefuture_trio.ports.frames import Evict, Loaded, LoadRun, Queried, Query
 from durablefuture_trio.sandbox._host import ReplayHost
 from simulator._desk import Seen
-from simulator._oracle_chains import broken_chains, broken_families, unasked_cancels
+from simulator._oracle_chains import broken_chains, broken_families, broken_watches, unasked_cancels
 from simulator._oracle_messages import Signals, blind_queries, broken_signals, lost_messages
 from simulator._oracle_words import broken_updates, broken_words
 from simulator._runs import Run, Runs
@@ -135,6 +135,7 @@ def judge(
     anomalies += broken_chains(runs)
     anomalies += unasked_cancels(runs)
     anomalies += broken_families(runs)
+    anomalies += broken_watches(runs)
     anomalies += _replays(runs, evidence.registry)
     anomalies += _unjustified(evidence.ran, scheduled)
     anomalies += broken_words(runs, evidence.told)
