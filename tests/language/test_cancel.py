@@ -489,6 +489,35 @@ def test_a_cancel_that_races_with_a_timer_ends_the_run_one_way(play: Play, offse
     assert play(scene, flow).result is True
 
 
+@pytest.mark.parametrize("delay_ms", [0, 3, 10, 12, 20, 40])
+def test_a_cancel_that_races_with_a_child_ends_both_one_way(play: Play, delay_ms: int) -> None:
+    @workflow
+    async def child() -> int:
+        return await double(4)
+
+    @workflow
+    async def flow() -> int:
+        return await workflow.start_child(child, id="c")
+
+    async def scene(client: Client) -> bool:
+        handle = await client.start(flow, id="w")
+        await trio.sleep(delay_ms / 1000)
+        try:
+            await handle.cancel("race")
+        except RequestFailedError:
+            assert await handle.result() == 8
+        last = await play.closed("w")
+        if isinstance(last, WorkflowCancelled):
+            assert await cancelled_reason(client) == "race"
+        else:
+            assert await handle.result() == 8
+        return True
+
+    played = play(scene, flow, child, double, times=2)
+    assert played.result is True
+    assert len([run for run in played.runs if run.workflow_id == "c"]) <= 1
+
+
 def test_a_timeout_and_the_result_it_waits_for_at_the_same_instant(play: Play) -> None:
     @workflow
     async def flow() -> list[bool]:

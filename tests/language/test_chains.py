@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from durablefuture_trio import RetryPolicy, activity, workflow
+from durablefuture_trio import RetryPolicy, activity, activity_options, workflow
 from durablefuture_trio.client import Client
 from durablefuture_trio.errors import (
     ApplicationError,
@@ -309,6 +309,37 @@ def test_info_names_the_run_and_a_query_finds_the_latest(play: Play) -> None:
         return [answer, await handle.result()]
 
     assert play(scene, flow).result == [2, 9]
+
+
+def test_a_late_result_of_the_run_before_is_not_taken_for_one_of_the_next(play: Play) -> None:
+    """Calls are numbered anew in each run: the first of both has the number 1."""
+    gate = play.gate()
+
+    @activity
+    async def held(words: str) -> str:
+        if words == "old":
+            with trio.CancelScope(shield=True):
+                await gate.passed()
+        else:
+            await trio.sleep(20)
+        return words
+
+    @workflow
+    async def flow(words: str) -> str:
+        if words == "old":
+            with activity_options(abandon_on_cancel=True), trio.move_on_after(5):
+                await held("old")
+            workflow.continue_as_new("new")
+        return await held("new")
+
+    async def scene(client: Client) -> str:
+        handle = await client.start(flow, "old", id="w")
+        await play.until(lambda: len(play.stage.runs()) == 2)
+        await play.began("held")
+        gate.open()
+        return await handle.result()
+
+    assert play(scene, flow, held).result == "new"
 
 
 # --- workflow retries -------------------------------------------------------------------------------------------------

@@ -448,3 +448,43 @@ def test_a_validator_that_schedules_something_refuses_the_update(play: Play) -> 
     played = play(scene, flow, double)
     assert played.result == ["SandboxViolationError", "went on"]
     assert played.calls("double") == 0
+
+
+def test_a_refused_update_is_not_carried_out_when_it_would_be_accepted_later(play: Play) -> None:
+    @workflow
+    async def flow() -> list[int]:
+        done: list[int] = []
+        is_open = False
+
+        @finish.handler
+        def on_finish() -> None:
+            nonlocal is_open
+            is_open = True
+
+        @workflow.update
+        def put(number: int) -> int:
+            done.append(number)
+            return number
+
+        @put.validator
+        def check(number: int) -> None:
+            if not is_open:
+                raise ValueError("not yet")
+
+        await workflow.wait_until(lambda: done)
+        await trio.sleep(30)
+        return done
+
+    async def scene(client: Client) -> list[int]:
+        handle = await client.start(flow, id="w")
+        for number in (1, 2, 3):
+            with pytest.raises(UpdateRejectedError, match="not yet"):
+                await handle.update("put", number)
+        await handle.signal(finish)
+        await play.restart()
+        await handle.update("put", 4)
+        return await handle.result()
+
+    played = play(scene, flow)
+    assert played.result == [4]
+    assert len(played.events("w", UpdateAccepted)) == 1
