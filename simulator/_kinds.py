@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import trio
@@ -83,6 +83,10 @@ class FanOut(Kind):
     def fate(self, node: Node, fates: Sequence[Fate]) -> Fate:
         last = Call().fate(node, ())
         return one_after_the_other((beside_each_other(fates), last))
+
+    def smaller(self, node: Node) -> Iterator[Node]:
+        yield Node("call", behaviour=node.behaviour)
+        yield from super().smaller(node)
 
 
 class Sleep(Kind):

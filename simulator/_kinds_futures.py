@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import msgspec
 
 from durablefuture_trio.authoring import DurableFuture, as_completed, durable_map, first, gather, outcomes
 from durablefuture_trio.errors import DurableFutureError
@@ -33,6 +35,10 @@ class Later(Kind):
     def fate(self, node: Node, fates: Sequence[Fate]) -> Fate:
         return after_the_other(fates[0], Call().fate(node, ()))
 
+    def smaller(self, node: Node) -> Iterator[Node]:
+        yield Node("call", behaviour=node.behaviour)
+        yield from super().smaller(node)
+
 
 class Recalled(Kind):
     """A call that is submitted and called back: whatever comes of it is not looked at."""
@@ -59,6 +65,10 @@ class Recalled(Kind):
         longest_s = (node.behaviour or PLAIN).longest_s
         return replace(fates[0], instant=False, span=fates[0].span + longest_s)
 
+    def smaller(self, node: Node) -> Iterator[Node]:
+        yield Node("call", behaviour=node.behaviour)
+        yield from super().smaller(node)
+
 
 class Together(Kind):
     """Calls that go on by themselves, and one that waits for all of them, for each, or for the first."""
@@ -75,7 +85,10 @@ class Together(Kind):
         calls = within
         if way == "outcomes":
             calls = replace(within, failures=within.failures | {ACTIVITY})
-        return Node("together", tuple(call.make(calls) for _ in range(maker.rng.randint(2, 5))), way=way)
+        nodes = [call.make(calls) for _ in range(maker.rng.randint(2, 5))]
+        if maker.steady and way == "outcomes":
+            nodes = [msgspec.structs.replace(node, behaviour=_telling(node.behaviour or PLAIN)) for node in nodes]
+        return Node("together", tuple(nodes), way=way)
 
     async def run(self, interpreter: Interpreter, node: Node, value: int) -> int:
         futures = [submit_call(child, mix(value, place)) for place, child in enumerate(node.children)]
@@ -125,6 +138,8 @@ class Mapped(Kind):
     def make(self, maker: Maker) -> Node:
         way = maker.rng.choice(self.ways)
         behaviour = maker.behaviour(may_fail=way == "tolerant" or ACTIVITY in maker.failures)
+        if maker.steady and way == "tolerant":
+            behaviour = _telling(behaviour)
         number = maker.rng.randint(1, 7)
         maker.budget.nodes -= number // 3
         return Node("map", number=number, way=way, behaviour=behaviour)
@@ -158,6 +173,13 @@ class _Submitter:
 def submit_call(node: Node, value: int) -> DurableFuture[int]:
     """The call of a node, going on by itself."""
     return _Submitter(node.behaviour or PLAIN).submit(value)
+
+
+def _telling(behaviour: Behaviour) -> Behaviour:
+    """A behaviour of whose failure is known how it is worded."""
+    if not behaviour.may_fail or behaviour.certain_failure:
+        return behaviour
+    return Behaviour("refuses", None, behaviour.seconds)
 
 
 def after_the_other(meanwhile: Fate, call: Fate) -> Fate:

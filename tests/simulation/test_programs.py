@@ -12,24 +12,40 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 from durablefuture_trio import codec
 from durablefuture_trio.authoring.registry import Registry
 from durablefuture_trio.codec.payload import Failure
-from durablefuture_trio.engine.commands import CancelActivity, Command, ScheduleActivity
+from durablefuture_trio.engine.commands import (
+    CancelActivity,
+    CancelChild,
+    Command,
+    ContinueAsNew,
+    RequestExternal,
+    ScheduleActivity,
+    StartChild,
+)
 from durablefuture_trio.errors import ApplicationError
 from durablefuture_trio.history.events import (
     TERMINAL_EVENTS,
     ActivityCompleted,
     ActivityFailed,
+    CancelRequested,
+    ChildCompleted,
+    ChildFailed,
     FailureReason,
+    SignalReceived,
+    UpdateAccepted,
     WorkflowCompleted,
     WorkflowFailed,
+    WorkflowStarted,
 )
 from durablefuture_trio.ports.frames import Loaded
 from durablefuture_trio.sandbox._host import ReplayHost
 from simulator._behaviours import ACTIVITIES, RECIPES
+from simulator._desk import SIGNALS, UPDATES, Order
 from simulator._nodes import NOTHING
 from simulator.oracle import Outcome
 from simulator.programs import (
@@ -46,51 +62,77 @@ from simulator.programs import (
     plan_of,
     smaller,
 )
-from tests._support.sandbox import START, Story
+from tests._support.sandbox import CODE_HASH, START, Story
 
 SEEDS = range(150)
 MAX_STIMULI = 3000
 
 
 class RandomWorld:
-    """Runs a program to its end: answers come in any order, at any time, with every loss there may be.
+    """Runs a program to its end: answers come in any order, at any time, with every loss there may be, and messages
+    when nobody waits for them.
 
     Args:
         falsify: what becomes of each result.
+        is_disturbed: somebody may cancel it.
     """
 
-    def __init__(self, program: Program, seed: int, *, falsify: int = 0) -> None:
+    def __init__(self, program: Program, seed: object, *, falsify: int = 0, is_disturbed: bool = False) -> None:
+        self.seed = seed
         self.rng = Random(f"world {seed}")
         self.host = new_host()
-        self.story = Story(self.host, "program", [program.tree], run_id=f"run-{seed}")
+        self.stories = [Story(self.host, "program", [program.tree], run_id=f"run-{seed}")]
         self.calls: dict[int, tuple[str, tuple[Any, ...]]] = {}
+        self.children: dict[int, tuple[Program, bool]] = {}
+        self.externals: set[int] = set()
         self.cancelled: set[int] = set()
         self.falsify = falsify
+        self.may_be_cancelled = is_disturbed
+        self.talked = 0
+
+    @property
+    def story(self) -> Story:
+        """Of the run that is open."""
+        return self.stories[-1]
 
     def live(self) -> Outcome:
-        story, rng = self.story, self.rng
-        self._take(story.start())
+        rng = self.rng
+        self._take(self.story.start())
         for _ in range(MAX_STIMULI):
-            if isinstance(story.events[-1], TERMINAL_EVENTS):
-                return outcome_of(story.events[-1])
+            if self.has_ended:
+                return outcome_of(self.story.events[-1])
             if rng.random() < 0.05:
                 self._forget()
-            moves = [*sorted(self.calls), *([0] if story.wake_at is not None else [])]
-            assert moves, f"waits for nothing: {story.events[-1]}"
+            if rng.random() < 0.03:
+                self._take(self._talk())
+                continue
+            waiting = [*self.calls, *self.children, *self.externals]
+            moves = [*sorted(waiting), *([0] if self.story.wake_at is not None else [])]
+            assert moves, f"waits for nothing: {self.story.events[-1]}"
             call = rng.choice(moves)
+            after = rng.choice((0.0, 0.0, 0.05, 0.7, 4.0, 60.0))
             if call == 0:
-                self._take(story.fire(late=rng.choice((0.0, 0.0, 0.5, 3.0, 30.0))))
+                self._take(self.story.fire(late=rng.choice((0.0, 0.0, 0.5, 3.0, 30.0))))
+            elif call in self.calls:
+                self._take(self._answer(call, after))
+            elif call in self.children:
+                self._take(self._answer_child(call, after))
             else:
-                self._take(self._answer(call, rng.choice((0.0, 0.0, 0.05, 0.7, 4.0, 60.0))))
+                self._take(self._answer_external(call))
         raise AssertionError("no end")
+
+    @property
+    def has_ended(self) -> bool:
+        return isinstance(self.story.events[-1], TERMINAL_EVENTS)
 
     def replays(self) -> None:
         """The whole history, in another host."""
         with_another = new_host()
-        answer = self.story.replay(with_another)
+        for story in self.stories:
+            answer = story.replay(with_another)
+            assert isinstance(answer, Loaded), answer
+            assert not answer.unmatched, answer
         with_another.close()
-        assert isinstance(answer, Loaded), answer
-        assert not answer.unmatched, answer
 
     def _forget(self) -> None:
         story = self.story
@@ -102,11 +144,58 @@ class RandomWorld:
 
     def _take(self, commands: list[Command]) -> None:
         for command in commands:
-            if isinstance(command, ScheduleActivity):
-                hints = ACTIVITIES[command.name].parameter_hints
-                self.calls[command.call] = (command.name, codec.decode_arguments(command.arguments, hints))
-            elif isinstance(command, CancelActivity):
-                self.cancelled.add(command.call)
+            match command:
+                case ScheduleActivity():
+                    hints = ACTIVITIES[command.name].parameter_hints
+                    self.calls[command.call] = (command.name, codec.decode_arguments(command.arguments, hints))
+                case StartChild():
+                    (tree,) = codec.decode_arguments(command.arguments, (Node,))
+                    self.children[command.call] = (Program(tree), False)
+                case RequestExternal():
+                    self.externals.add(command.call)
+                case CancelActivity() | CancelChild():
+                    self.cancelled.add(command.call)
+                case ContinueAsNew():
+                    self._go_on(command)
+                case _:
+                    pass
+
+    def _go_on(self, wish: ContinueAsNew) -> None:
+        before = self.story
+        for waiting in (self.calls, self.children, self.externals, self.cancelled):
+            waiting.clear()
+        story = Story(self.host, wish.workflow, run_id=f"{before.run_id}+", at=before.at)
+        self.stories.append(story)
+        started = msgspec.structs.replace(
+            story.started(),
+            arguments=wish.arguments,
+            continued_from=before.run_id,
+            signals=wish.signals,
+            updates=wish.updates,
+            cancel_reason=self._cancel_reason(before),
+        )
+        self._take(story.apply(started))
+
+    @staticmethod
+    def _cancel_reason(story: Story) -> str | None:
+        first = story.events[0]
+        was_cancelled = isinstance(first, WorkflowStarted) and first.cancel_reason is not None
+        return "no" if was_cancelled or any(isinstance(it, CancelRequested) for it in story.events) else None
+
+    def _talk(self) -> list[Command]:
+        """Something comes that nobody has waited for."""
+        story, rng = self.story, self.rng
+        self.talked += 1
+        tag = f"{self.seed}-{self.talked}"
+        if self.may_be_cancelled and rng.random() < 0.3:
+            self.may_be_cancelled = False
+            return story.apply(CancelRequested(id=story.next_id, at=story.at, reason="no"))
+        if rng.random() < 0.6:
+            name, arguments = rng.choice(tuple(SIGNALS)), codec.encode_arguments((tag,))
+            return story.apply(SignalReceived(id=story.next_id, at=story.at, name=name, arguments=arguments))
+        order = Order(tag, rng.choice(("carried out", "refused", "failing")), rng.choice((None, Behaviour())))
+        name, arguments = rng.choice(tuple(UPDATES)), codec.encode_arguments((order,))
+        return story.apply(UpdateAccepted(id=story.next_id, at=story.at, update_id=tag, name=name, arguments=arguments))
 
     def _answer(self, call: int, after: float) -> list[Command]:
         name, arguments = self.calls.pop(call)
@@ -134,9 +223,33 @@ class RandomWorld:
             ActivityFailed(id=story.next_id, at=at, activity_id=call, attempt=attempt, reason=reason, failure=failure)
         )
 
+    def _answer_child(self, call: int, after: float) -> list[Command]:
+        """Its start, or (in a world of its own) its end."""
+        story, (program, has_started) = self.story, self.children[call]
+        if not has_started and self.rng.random() < 0.8:
+            self.children[call] = (program, True)
+            return story.child_started(call, after=after)
+        del self.children[call]
+        world = RandomWorld(program, f"{self.seed}/{call}", falsify=self.falsify, is_disturbed=call in self.cancelled)
+        world.live()
+        world.host.close()
+        end = world.story.events[-1]
+        event_id, at = story.next_id, story.at + after
+        if isinstance(end, WorkflowCompleted):
+            return story.apply(ChildCompleted(id=event_id, at=at, call=call, result=end.result))
+        if isinstance(end, WorkflowFailed):
+            return story.apply(ChildFailed(id=event_id, at=at, call=call, how="failed", failure=end.failure))
+        return story.child_failed(call, how="cancelled", error="WorkflowCancelledError", after=after)
+
+    def _answer_external(self, call: int) -> list[Command]:
+        self.externals.discard(call)
+        is_unknown = self.rng.random() < 0.4
+        unknown = Failure(type="WorkflowNotFoundError", message="there is none")
+        return self.story.external_resolved(call, unknown if is_unknown else None)
+
 
 def new_host() -> ReplayHost:
-    return ReplayHost(Registry.of(DEFINITIONS).workflows, strict=True)
+    return ReplayHost(Registry.of(DEFINITIONS).workflows, strict_code=CODE_HASH)
 
 
 def result_of(coroutine: Coroutine[Any, Any, int]) -> int:
@@ -159,7 +272,7 @@ def call(behaviour: Behaviour | None = None) -> Node:
 def digest(seeds: range) -> str:
     found = hashlib.sha256()
     for seed in seeds:
-        program = generate(Random(seed))
+        program = generate(Random(seed), kinds=KINDS)
         found.update(codec.encode_value(program.tree).data)
         found.update(repr(expected_outcome(program)).encode())
     return found.hexdigest()
@@ -182,7 +295,7 @@ def test_a_program_and_its_expected_outcome_are_functions_of_the_seed(hash_seed:
 def test_deterministic_programs_end_as_expected_in_every_world_and_replay() -> None:
     ends: Counter[str] = Counter()
     for seed in SEEDS:
-        program = generate(Random(seed), deterministic=True)
+        program = generate(Random(seed), deterministic=True, kinds=KINDS)
         assert program.deterministic, describe(program)
         how, value = expected_outcome(program)
         for variant in range(2):
@@ -195,11 +308,12 @@ def test_deterministic_programs_end_as_expected_in_every_world_and_replay() -> N
     assert min(ends["completed"], ends["failed"]) >= 10
 
 
-def test_free_programs_end_in_every_world_and_replay() -> None:
+@pytest.mark.parametrize("is_disturbed", [False, True])
+def test_free_programs_end_in_every_world_and_replay(is_disturbed: bool) -> None:
     free = 0
     for seed in SEEDS:
-        program = generate(Random(seed), deterministic=False)
-        world = RandomWorld(program, seed)
+        program = generate(Random(seed), deterministic=False, kinds=KINDS)
+        world = RandomWorld(program, seed, is_disturbed=is_disturbed)
         world.live()
         world.replays()
         world.host.close()
@@ -209,19 +323,21 @@ def test_free_programs_end_in_every_world_and_replay() -> None:
 
 
 def test_about_half_of_the_programs_are_deterministic() -> None:
-    deterministic = sum(generate(Random(seed)).deterministic for seed in range(400))
+    deterministic = sum(generate(Random(seed), kinds=KINDS).deterministic for seed in range(400))
     assert 150 <= deterministic <= 250
 
 
 def test_a_wrong_result_of_an_activity_shows_in_the_outcome() -> None:
     seen = 0
     for seed in range(60):
-        program = generate(Random(seed), deterministic=True)
+        program = generate(Random(seed), deterministic=True, kinds=KINDS)
         how, value = expected_outcome(program)
         world = RandomWorld(program, seed, falsify=1)
         outcome = world.live()
         world.host.close()
-        returned = any(isinstance(event, ActivityCompleted) for event in world.story.events)
+        returned = any(
+            isinstance(event, ActivityCompleted | ChildCompleted) for it in world.stories for event in it.events
+        )
         if not returned:
             assert outcome == (how, outcome[1] if value is None else value)
         seen += how == "completed" and outcome != (how, value)
@@ -233,7 +349,7 @@ def test_all_kinds_and_all_behaviours_occur_and_no_kind_is_rare() -> None:
     ways: set[tuple[str, str]] = set()
     behaviours: set[tuple[object, ...]] = set()
     for seed in range(600):
-        for node in nodes_of(generate(Random(seed)).tree):
+        for node in nodes_of(generate(Random(seed), kinds=KINDS).tree):
             kinds[node.kind] += 1
             ways.add((node.kind, node.way))
             if node.behaviour is not None:
@@ -251,7 +367,7 @@ def traits(behaviour: Behaviour) -> tuple[object, ...]:
 
 
 def test_a_program_of_length_zero_occurs_and_completes() -> None:
-    assert any(generate(Random(seed)).tree == NOTHING for seed in range(600))
+    assert any(generate(Random(seed), kinds=KINDS).tree == NOTHING for seed in range(600))
     assert expected_outcome(Program(NOTHING)) == ("completed", 1)
 
 
@@ -259,7 +375,7 @@ def test_programs_fan_out_to_twelve_calls_and_sleep_for_long_at_most_once() -> N
     widths: set[int] = set()
     long_sleeps: set[int] = set()
     for seed in range(600):
-        nodes = list(nodes_of(generate(Random(seed)).tree))
+        nodes = list(nodes_of(generate(Random(seed), kinds=KINDS).tree))
         widths |= {len(node.children) for node in nodes if node.kind == "fan out"}
         long_sleeps.add(sum(node.kind == "sleep" and node.seconds == 400 for node in nodes))
     assert widths == set(range(2, 13))
@@ -348,7 +464,9 @@ def test_what_is_expected_can_be_asked_inside_a_trio_program_and_leaves_its_orde
     import trio
     from trio._core import _run
 
-    program = next(p for p in (generate(Random(seed), deterministic=True) for seed in SEEDS) if measure(p) > 400)
+    program = next(
+        p for p in (generate(Random(seed), deterministic=True, kinds=KINDS) for seed in SEEDS) if measure(p) > 400
+    )
     outside = expected_outcome(program)
 
     async def main() -> Outcome:
@@ -370,7 +488,7 @@ def test_a_terminal_event_is_read_in_the_words_of_what_is_expected() -> None:
 def test_every_smaller_program_is_less_and_runs() -> None:
     rng = Random(1)
     for seed in range(40):
-        program = generate(Random(seed))
+        program = generate(Random(seed), kinds=KINDS)
         steps = 0
         while candidates := list(smaller(program)):
             assert all(measure(one) < measure(program) for one in candidates)
@@ -391,7 +509,7 @@ def test_shrinking_finds_the_node_that_matters() -> None:
 
     found = 0
     for seed in range(60):
-        program = generate(Random(seed))
+        program = generate(Random(seed), kinds=KINDS)
         if not crashes(program):
             continue
         while (simpler := next(filter(crashes, smaller(program)), None)) is not None:
