@@ -164,6 +164,15 @@ class LeaseTable:
         Raises:
             LeaseLost: somebody else was faster. BrokerError: as the server says.
         """
+        try:
+            return await self._take(shard)
+        except LeaseLost:
+            if not self.is_own(shard):
+                raise
+            # What stands there is a write of this very process that has landed after it was given up.
+            return await self._take(shard)
+
+    async def _take(self, shard: int) -> Lease:
         seen = self._shards.get(shard)
         epoch = 1 if seen is None or seen.record is None else seen.record.epoch + 1
         return await self._write(shard, self._own_record(epoch), 0 if seen is None else seen.seq)
@@ -218,13 +227,21 @@ class LeaseTable:
             seq = await self._broker.append(append)
         except Conflict:
             standing = await self._broker.last(self._subjects.lease_stream, append.subject, confirmed=True)
-            if standing is None or standing.body != append.body:
+            if standing is None:
+                raise LeaseLost(f"shard {shard}") from None
+            held = _lease_decoder.decode(standing.body)
+            if held.incarnation == self._member.incarnation:
+                self._remember(shard, standing.seq, held)
+            if standing.body != append.body:
                 raise LeaseLost(f"shard {shard}") from None
             # An earlier publish of these very bytes has landed after all.
             seq = standing.seq
+        self._remember(shard, seq, record)
+        return Lease(shard, record.epoch, seq)
+
+    def _remember(self, shard: int, seq: int, record: LeaseRecord) -> None:
         known = self._shards.get(shard)
         self._shards[shard] = _Seen(seq, known.since if known is not None else 0.0, record)
-        return Lease(shard, record.epoch, seq)
 
 
 @lru_cache(maxsize=16)

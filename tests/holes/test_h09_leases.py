@@ -76,6 +76,24 @@ async def test_h09_an_owner_that_was_replaced_cannot_renew(
     assert record.owner == ("A" if is_granted else "B")
 
 
+async def test_h09_a_renewal_that_lands_after_it_was_given_up_does_not_keep_its_owner_from_the_lease(
+    namespace: Namespace,
+) -> None:
+    a, b, subjects = namespace
+    owner, given_up = (table_of("A", a, subjects, LeaseTable) for _ in range(2))
+    first = await granted(owner)
+    assert first is not None
+    await given_up.observe(0.0)
+    assert await granted(given_up, first) is not None
+    again = await granted(owner)
+    assert again is not None
+    assert again.epoch == 2
+    other = table_of("B", b, subjects, LeaseTable)
+    await other.observe(0.0)
+    assert await granted(other) is not None
+    assert await granted(owner) is None
+
+
 @pytest.mark.parametrize(("table_type", "is_taken"), [(LeaseTable, False), (ForgetfulTable, True)])
 async def test_h09_a_stalled_server_makes_no_lease_expire(
     autojump_clock: MockClock, table_type: type[LeaseTable], is_taken: bool
