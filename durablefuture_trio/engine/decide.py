@@ -178,6 +178,12 @@ def decide_watcher(state: RunState, message: Inbound, request: WatchRequest, at:
     return WatcherAdded(id=state.last_event_id + 1, at=at, caller=request.sender, request_id=message.request_id)
 
 
+def decide_unreachable(state: RunState, call: int, workflow_id: str, at: float) -> ExternalResolved:
+    """Nothing was sent to a workflow id without any run, where nobody could remember having refused it."""
+    failure = Failure(type="WorkflowNotFoundError", message=f"no workflow has the id {workflow_id!r}")
+    return ExternalResolved(id=state.last_event_id + 1, at=at, call=call, failure=failure)
+
+
 def _decide_child(state: RunState, report: ChildReport, at: float) -> Stimulus | None:
     event_id, call = state.last_event_id + 1, report.call
     child = state.children.get(call)

@@ -75,6 +75,7 @@ class Mail:
         self._out = outputs
         self._unsent: dict[str, list[int]] = {}
         self._waiting: list[Owed] = []
+        self._sends: dict[str, out.Send] = {}
 
     def __bool__(self) -> bool:
         return bool(self._unsent or self._waiting)
@@ -89,11 +90,17 @@ class Mail:
             self._unsent[owed.key] += held
             return
         self._unsent[owed.key] = held
-        self._out(out.Send(owed.key, owed.letter, owed.request_id))
+        self._sends[owed.key] = out.Send(owed.key, owed.letter, owed.request_id)
+        self._out(self._sends[owed.key])
+
+    def awaits(self, send: out.Send) -> bool:
+        """Whether this very message is not known to be stored yet, and was not forgotten meanwhile."""
+        return self._sends.get(send.key) is send
 
     def stored(self, key: str) -> list[int]:
         """The server has a message; the inbox messages it held."""
         held = self._unsent.pop(key, [])
+        self._sends.pop(key, None)
         waiting, self._waiting = self._waiting, []
         for owed in waiting:
             self.post(owed)
@@ -102,6 +109,7 @@ class Mail:
     def clear(self) -> None:
         """Forget everything: it will be worked out again from the history."""
         self._unsent.clear()
+        self._sends.clear()
         self._waiting.clear()
 
 

@@ -45,6 +45,7 @@ from durablefuture_trio.engine.run_records import (
     Knowledge,
     LocalOutcome,
     OwnerLimits,
+    Unreachable,
     Waiting,
 )
 from durablefuture_trio.engine.settling import PROJECT_AFTER_S, Settling
@@ -112,7 +113,7 @@ class RunDrafting:
         self._tip_n = 0
         self._is_confirmed = False
         self._mark = 0
-        self._inputs: deque[Inbound | LocalOutcome] = deque()
+        self._inputs: deque[Inbound | LocalOutcome | Unreachable] = deque()
         self._draft: Draft | None = None
         self._flight: Flight | None = None
         self._awaits = Waiting.NOBODY
@@ -396,7 +397,7 @@ class RunDrafting:
             if draft is not None:
                 again.extend(draft.inputs)  # type: ignore[arg-type]  # only these are ever put in
         again.extend(self._told)
-        self._inputs.extendleft(reversed(again))
+        self._inputs = deque(item for item in (*again, *self._inputs) if not isinstance(item, Unreachable))
         self._may_preempt = True
         self._told.clear()
         self._refused.clear()

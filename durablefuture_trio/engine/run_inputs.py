@@ -24,6 +24,7 @@ from durablefuture_trio.engine.decide import (
     decide_failed,
     decide_message,
     decide_timer,
+    decide_unreachable,
     decide_watcher,
 )
 from durablefuture_trio.engine.mail import end_answer, is_from_workflow, owed_by, replaced_words
@@ -46,6 +47,7 @@ from durablefuture_trio.engine.requests import (
 from durablefuture_trio.engine.run_drafting import RunDrafting, update_answer
 from durablefuture_trio.engine.run_records import (
     LocalOutcome,
+    Unreachable,
     Waiting,
 )
 from durablefuture_trio.history.events import (
@@ -67,6 +69,8 @@ class RunInputs(RunDrafting):
         item = self._inputs[0]
         if isinstance(item, LocalOutcome):
             return self._take_outcome(item, item.outcome, item.worker, now)
+        if isinstance(item, Unreachable):
+            return self._take_unreachable(item, now)
         if self._is_decided(item):
             return self._redelivered(item, now)
         match item.envelope:
@@ -176,6 +180,18 @@ class RunInputs(RunDrafting):
         if verdict is not None:
             return self._decline(message, verdict)
         return self._take_message(message, now)
+
+    def _take_unreachable(self, item: Unreachable, now: float) -> bool:
+        """No input of the draft: should that be lost, it is to be sent again."""
+        state = self.state
+        if state is None or state.terminal is not None or item.call not in state.externals:
+            self._inputs.popleft()
+            return True
+        if not self._sandbox_ready(state, now):
+            return False
+        self._inputs.popleft()
+        self._stimulate(decide_unreachable(state, item.call, item.workflow_id, self._time(state, now)), now)
+        return True
 
     def _take_message(self, message: Inbound, now: float, *, answer: str = "applied") -> bool:
         """A message that is one stimulus of the open run, or late."""

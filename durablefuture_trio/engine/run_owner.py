@@ -41,6 +41,7 @@ from durablefuture_trio.engine.run_records import (
     Block,
     Knowledge,
     LocalOutcome,
+    Unreachable,
     Waiting,
 )
 from durablefuture_trio.engine.settling import earliest
@@ -179,6 +180,18 @@ class RunOwner(RunInputs):
             self._drafting()
         self._advance(now)
 
+    def awaits(self, send: out.Send) -> bool:
+        """Whether this message is still to be stored."""
+        return self._mail.awaits(send)
+
+    def unreachable(self, send: out.Send, call: int, now: float) -> None:
+        """A message of this call was not sent: the workflow it is for has no history."""
+        if not self._mail.awaits(send):
+            return
+        self._mail.stored(send.key)
+        self._inputs.append(Unreachable(call, send.letter.workflow_id))
+        self._advance(now)
+
     def _has_settled_its_debts(self) -> bool:
         state = self.state
         if state is None or state.terminal is None or not state.may_owe:
@@ -281,7 +294,7 @@ class RunOwner(RunInputs):
         self._anchors.clear()
         self._told.clear()
         self._questions.clear()
-        self._inputs = deque(item for item in self._inputs if isinstance(item, LocalOutcome))
+        self._inputs = deque(item for item in self._inputs if isinstance(item, LocalOutcome | Unreachable))
         for message in waiting:
             self._receive(message)
         self._suspended = False
@@ -365,7 +378,8 @@ class RunOwner(RunInputs):
             # A run that is just closing is committed before the id's next run begins.
             return self._draft is None and self._take_input(now)
         if self._is_quiescing:
-            return isinstance(next(iter(self._inputs), None), LocalOutcome) and self._take_input(now)
+            is_local = isinstance(next(iter(self._inputs), None), LocalOutcome | Unreachable)
+            return is_local and self._take_input(now)
         if (ended := decide_timeout(state, now)) is not None:
             self._record(ended)
             return True

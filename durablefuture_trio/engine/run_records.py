@@ -68,6 +68,14 @@ class LocalOutcome(msgspec.Struct, frozen=True):
     worker: str
 
 
+class Unreachable(msgspec.Struct, frozen=True):
+    """The workflow that a call sends something to has no history, and nothing was sent. Forgotten when the history is
+    read again: then it is to be sent again."""
+
+    call: int
+    workflow_id: str
+
+
 @dataclass(slots=True, kw_only=True)
 class OwnerLimits:
     """What bounds an owner: the largest body of a history message, and the largest value in one."""

@@ -13,10 +13,11 @@ import trio
 from durablefuture_trio.codec.payload import Failure
 from durablefuture_trio.engine import outputs as out
 from durablefuture_trio.engine.attempts import AttemptCompleted, AttemptFailed, AttemptOutcome
-from durablefuture_trio.engine.requests import AttemptReport, Inbound
+from durablefuture_trio.engine.requests import AttemptReport, CancelRequest, Inbound, SignalRequest
 from durablefuture_trio.engine.run_owner import RunOwner
 from durablefuture_trio.engine.run_records import Block
 from durablefuture_trio.errors import HistoryError
+from durablefuture_trio.history.events import CallerRecord
 from durablefuture_trio.ports.broker import NO_HEADERS, Append, AppendOutcome, Broker, BrokerError, Delivery
 from durablefuture_trio.ports.children import ActivityPool, ReplayAnswer, ReplayPool
 from durablefuture_trio.ports.frames import Activated, Blocked, Loaded, Queried, Query, ValidateUpdate
@@ -154,18 +155,21 @@ class Errands:
         self._spawn(self._confirm, owner, output.tip_n)
 
     async def _confirm(self, owner: RunOwner, tip_n: int) -> None:
+        is_tip = (await self._leaders_tip_n(owner.workflow_id) or 0) == tip_n
+        self._later(owner, lambda: owner.confirmed(is_tip, self._clock.now()))
+
+    async def _leaders_tip_n(self, workflow_id: str) -> int | None:
+        """The number of the last commit, by the leader's word; 0: there is none; None: it cannot be read."""
         while True:
             try:
-                tip = await self._reader.tip(owner.workflow_id, confirmed=True)
-                break
+                tip = await self._reader.tip(workflow_id, confirmed=True)
             except HistoryError:
-                tip = None
-                break
+                return None
             except BrokerError as error:
-                logger.warning("confirming the tip of workflow %r: %r", owner.workflow_id, error)
+                logger.warning("confirming the tip of workflow %r: %r", workflow_id, error)
                 await trio.sleep(1.0)
-        is_tip = (0 if tip is None else tip.n) == tip_n
-        self._later(owner, lambda: owner.confirmed(is_tip, self._clock.now()))
+            else:
+                return 0 if tip is None else tip.n
 
     def _do_activate(self, owner: RunOwner, output: out.Activate) -> None:
         self._replay.activate(
@@ -297,6 +301,23 @@ class Errands:
         self._replay.ask(question, partial(self._answered, owner, output.token))
 
     def _do_send(self, owner: RunOwner, output: out.Send) -> None:
+        match output.letter:
+            case SignalRequest(sender=CallerRecord(call=call)) | CancelRequest(sender=CallerRecord(call=call)):
+                # A copy of it could be refused before the first run of the id, and applied after.
+                self._spawn(self._send_to_known, owner, output, call)
+            case _:
+                self._post(owner, output)
+
+    async def _send_to_known(self, owner: RunOwner, output: out.Send, call: int) -> None:
+        has_history = await self._leaders_tip_n(output.letter.workflow_id) != 0
+        if self._is_abandoned or self._owners.get(owner.workflow_id) is not owner or not owner.awaits(output):
+            return
+        if has_history:
+            self._post(owner, output)
+        else:
+            self._later(owner, lambda: owner.unreachable(output, call, self._clock.now()))
+
+    def _post(self, owner: RunOwner, output: out.Send) -> None:
         letter = output.letter
         append = Append(
             subject=self._subjects.inbox(letter.workflow_id, kind_of(letter)),
@@ -316,7 +337,7 @@ class Errands:
         logger.warning("workflow %r cannot reach %r: %r", owner.workflow_id, output.letter.workflow_id, error)
         await trio.sleep(1.0)
         if not self._is_abandoned and self._owners.get(owner.workflow_id) is owner:
-            self._do_send(owner, output)
+            self._post(owner, output)
 
     def _do_publish(self, owner: RunOwner, output: out.Publish) -> None:
         assert self._commits is not None
