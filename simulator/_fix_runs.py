@@ -13,6 +13,7 @@ from durablefuture_trio.engine import draft, effects, run_drafting, run_inputs, 
 from durablefuture_trio.engine import outputs as out
 from durablefuture_trio.engine.decide import decide_timer, needed_wake
 from durablefuture_trio.engine.draft import Draft
+from durablefuture_trio.engine.mail import Owed
 from durablefuture_trio.engine.requests import Inbound, StartRequest, TimerFire
 from durablefuture_trio.engine.run_owner import RunOwner
 from durablefuture_trio.engine.run_records import Waiting
@@ -73,7 +74,10 @@ def _effects_before_the_ack(original: Function, self: Any, now: float) -> None:
         for effect in early:
             if isinstance(effect, out.Dispatch):
                 self.live.add(effect.attempt.key)
-            self._out(effect)
+            if isinstance(effect, Owed):
+                self._mail.post(effect)
+            else:
+                self._out(effect)
 
 
 def _publish_when_activated(original: Function, self: Any, now: float) -> bool:
