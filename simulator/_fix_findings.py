@@ -60,7 +60,7 @@ FINDINGS: dict[str, Finding] = {
     "a gap in the deliveries means a new epoch": Finding(
         remark="Covered: clients ask again, and overdue schedules are armed again (see the pair). Shown by test_h06."
     ),
-    "gaps, and schedules that are armed again": Finding(STUCK, 1, likelier(lost_delivery=0.1), "more lost deliveries"),
+    "gaps, and schedules that are armed again": Finding(STUCK, 35, likelier(lost_delivery=0.1), "more lost deliveries"),
     "no limit of unacknowledged messages": Finding(STUCK, 6),
     "all that waits is read before runs go on": Finding(
         remark="Without it work is repeated that was done; what a start leads to is covered by the commits' numbers."
@@ -190,7 +190,7 @@ FINDINGS: dict[str, Finding] = {
     "an anchor for short timers": Finding(STUCK, 1),
     "parked only when armed": Finding(
         STUCK,
-        6,
+        43,
         both(likelier(late_append=0.2, dropped_append=0.2), disturbed("kill", count=8, within_s=30)),
         "more lost and late publishes, more kills",
     ),
