@@ -20,6 +20,7 @@ from durablefuture_trio.history.events import (
     WorkflowStarted,
     WorkflowTerminated,
 )
+from durablefuture_trio.history.state import RUN_ENDED
 from durablefuture_trio.ports.broker import BrokerError
 from durablefuture_trio.protocol.envelope import Answer, answer_of
 from durablefuture_trio.protocol.loading import HistoryReader, NumberedCommit
@@ -114,7 +115,9 @@ class DecisionSearch:
                 case UpdateAccepted(update_id=self._update_id):
                     self.is_accepted = True
                 case WorkflowStarted():
-                    if any(item.update_id == self._update_id for item in event.updates):
+                    # The end before it is that of the run it replaces or continues.
+                    is_carried = any(item.update_id == self._update_id for item in event.updates)
+                    if is_carried or event.run_id == self._accepted_in:
                         self.is_accepted, ended = True, None
                 case _:
                     if self.is_accepted and isinstance(event, TERMINAL_EVENTS):
@@ -170,5 +173,7 @@ def _applied(request_id: str, run_id: str) -> Answer:
 
 
 def _outcome(request_id: str, run_id: str, result: Payload | None, failure: Failure | None) -> Answer:
+    if failure is not None and failure.type == RUN_ENDED:
+        return _unfinished(request_id, run_id)
     answer = "applied" if failure is None else "failed"
     return Answer(request_id=request_id, answer=answer, run_id=run_id, result=result, failure=failure)

@@ -26,7 +26,7 @@ from durablefuture_trio.history.events import (
     WorkflowCompleted,
     WorkflowStarted,
 )
-from durablefuture_trio.history.state import MAX_RECENT_REQUESTS, RunState
+from durablefuture_trio.history.state import MAX_RECENT_REQUESTS, MAX_UPDATE_OUTCOMES, RunState
 
 MAX_SIGNALS = 10_000
 """Signals that one run may be sent; a workflow that gets more continues as new in time."""
@@ -246,4 +246,7 @@ def next_attempt_event(before: RunState, run_id: str, failure: Failure, at: floa
     if started.execution_deadline is not None and due >= started.execution_deadline:
         return None
     again = continued_event(before, run_id, started.workflow, started.arguments, started.signals)
-    return msgspec.structs.replace(again, attempt=started.attempt + 1, not_before=due, updates=())
+    outcomes = (*before.update_outcomes.values(), *before.unfinished_updates())[-MAX_UPDATE_OUTCOMES:]
+    return msgspec.structs.replace(
+        again, attempt=started.attempt + 1, not_before=due, updates=(), update_outcomes=outcomes
+    )

@@ -68,6 +68,7 @@ from durablefuture_trio.history.events import (
 )
 from durablefuture_trio.history.state import (
     HISTORY_LIMIT_EVENTS,
+    RUN_ENDED,
     SUGGESTED_EVENTS,
     RunState,
     calls_for_mail,
@@ -164,7 +165,7 @@ class RunDrafting:
         if isinstance(event, TERMINAL_EVENTS):
             effects.close(draft, state, self.live, self._next_n, event)
             self.blocked = None
-            if not (isinstance(event, ContinuedAsNew) or (isinstance(event, WorkflowFailed) and event.next_run_id)):
+            if not isinstance(event, ContinuedAsNew):
                 self._close_updates(draft, state.run_id)
             if not isinstance(event, WorkflowTerminated):
                 self._refuse_waiting_starts(state)
@@ -443,6 +444,8 @@ class RunDrafting:
 
 def update_answer(message: Inbound, outcome: UpdateRecord, run_id: str) -> Answer:
     """The answer to whoever waits for an update."""
+    if outcome.failure is not None and outcome.failure.type == RUN_ENDED:
+        return Answer(request_id=message.request_id, answer="failed", run_id=run_id, message=outcome.failure.message)
     how = "applied" if outcome.failure is None else "failed"
     return Answer(
         request_id=message.request_id, answer=how, run_id=run_id, result=outcome.result, failure=outcome.failure

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from durablefuture_trio.codec.payload import Payload
+from durablefuture_trio.codec.payload import Failure, Payload
 from durablefuture_trio.history.commit import Commit, own_events
 from durablefuture_trio.history.events import (
     TERMINAL_EVENTS,
@@ -22,6 +22,7 @@ from durablefuture_trio.history.events import (
     ChildInitiated,
     ChildStarted,
     ChildStartFailed,
+    ContinuedAsNew,
     Event,
     EventClass,
     ExternalRequested,
@@ -45,6 +46,9 @@ from durablefuture_trio.history.options import ActivityOptionsRecord
 MAX_RECENT_REQUESTS = 100
 """How many decided requests of a workflow id are remembered; older ones are forgotten first."""
 
+
+RUN_ENDED = "RunEnded"
+"""Type of the failure of an update that its run did not complete."""
 
 HISTORY_LIMIT_EVENTS = 50_000
 """A run with so many events is ended; it was told long before to continue as new."""
@@ -231,6 +235,11 @@ class RunState:
             case _:
                 pass
         if isinstance(event, TERMINAL_EVENTS):
+            if not isinstance(event, ContinuedAsNew):
+                # Failed, also for whoever asks for them again in a later run.
+                for record in self.unfinished_updates():
+                    self._remember_update(record)
+                self.updates.clear()
             self.terminal = event
             self.activities.clear()
             self.in_backoff.clear()
@@ -258,6 +267,11 @@ class RunState:
             child.cancel_requested = True
         else:
             child.run_id = event.run_id
+
+    def unfinished_updates(self) -> list[UpdateRecord]:
+        """The outcomes of its open updates if the run ends now."""
+        words = f"run {self.run_id} ended before it completed the update"
+        return [UpdateRecord(it, failure=Failure(type=RUN_ENDED, message=words)) for it in self.updates]
 
     def _remember_update(self, record: UpdateRecord) -> None:
         self.update_outcomes[record.update_id] = record

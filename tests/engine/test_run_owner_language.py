@@ -503,3 +503,24 @@ def test_h05_a_closed_run_tells_its_parent_until_a_commit_says_that_it_is_stored
     signal(last, request="s2", seq=10)
     assert letters(last) == []
     assert last.owner.is_idle
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["the next start", "the next attempt"])
+def test_m04_an_update_that_failed_with_its_run_is_not_carried_out_by_the_next(again: bool) -> None:
+    driver = Driver()
+    policy = RetryPolicy(initial_interval=1.0) if again else None
+    envelope = StartRequest(workflow_id="w", workflow="flow", arguments=NO_ARGUMENTS, retry_policy=policy)
+    driver.put(envelope, request="q1")
+    driver.activated(wake_at=5000.0)
+    update(driver, request="a")
+    answered(driver)
+    driver.activated(FailWorkflow(failure=BOOM))
+    if not again:
+        driver.start("q2")
+    driver.activated(wake_at=5000.0)
+    update(driver, request="b")
+    assert [(it.request_id, it.answer) for it in driver.answers if it.request_id in "ab"] == [
+        ("a", "failed"),
+        ("b", "failed"),
+    ]
+    assert driver.kinds.count("UpdateAccepted") == 1
