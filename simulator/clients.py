@@ -27,10 +27,10 @@ from durablefuture_trio.errors import (
 from durablefuture_trio.history.options import RetryPolicy
 from durablefuture_trio.ports.broker import Broker
 from durablefuture_trio.protocol.subjects import Subjects
-from simulator._behaviours import PLAIN
-from simulator._desk import SIGNALS, UPDATES, Order, nudge, result_of, seen
 from simulator.oracle import CancelTold, EndTold, QueryTold, SignalTold, StartTold, TerminateTold, Told, UpdateTold
 from simulator.programs import program
+from simulator.programs.behaviours import PLAIN
+from simulator.programs.desk import SIGNALS, UPDATES, Order, nudge, result_of, seen
 from simulator.scenario import ClientPlan, Scenario
 from simulator.supervisor import NAMESPACE
 from simulator.world import SimulatedProcess, World

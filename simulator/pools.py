@@ -43,7 +43,7 @@ from durablefuture_trio.ports.frames import (
 )
 from durablefuture_trio.sandbox._host import ReplayHost
 from durablefuture_trio.supervisor._verifier import Verifiers
-from simulator._behaviours import AttemptPlan
+from simulator.programs.behaviours import AttemptPlan
 
 OnAnswer = Callable[[ReplayAnswer], None]
 OnOutcome = Callable[[AttemptOutcome, str], None]

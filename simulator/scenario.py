@@ -9,9 +9,9 @@ from typing import Any, Literal
 import msgspec
 
 from durablefuture_trio.memory_broker import FaultPlan
-from simulator._desk import OrderWay
-from simulator._kinds_workflows import KIDS, kid_id
 from simulator.programs import KINDS, Program, generate
+from simulator.programs.desk import OrderWay
+from simulator.programs.kinds_workflows import KIDS, kid_id
 
 Action = Literal["run", "use", "rival", "replace", "terminate", "repeat", "look", "signal", "update", "query", "cancel"]
 """What a client does: `run` starts and waits for the result, `use` likewise and is content with an open run, `rival`

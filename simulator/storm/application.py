@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from durablefuture_trio import activity
-from simulator._behaviours import Behaviour, mix
 from simulator.programs import expected_outcome, generate, plan_of, program
+from simulator.programs.behaviours import Behaviour, mix
 from simulator.storm.witnesses import witnessed
 
 if TYPE_CHECKING:

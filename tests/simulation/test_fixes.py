@@ -9,8 +9,8 @@ import os
 
 import pytest
 
-from simulator._fix import Patch, StaleSwitch, nothing
 from simulator.fixes import FIXES, search
+from simulator.fixes.switch import Patch, StaleSwitch, nothing
 
 IS_THOROUGH = "SIMULATION_SEEDS" in os.environ
 """Set by `make simulate`: all fixes, from the first seed."""

@@ -22,9 +22,9 @@ from durablefuture_trio.history.events import (
     WorkflowStarted,
 )
 from simulator import life as life_module
-from simulator._told import QueryTold, SignalTold, Told, UpdateTold
 from simulator.life import Life
 from simulator.oracle import CancelTold, Evidence, judge
+from simulator.oracle.told import QueryTold, SignalTold, Told, UpdateTold
 from simulator.programs import expected_of, outcome_of
 from simulator.scenario import scenario_of
 

@@ -44,9 +44,6 @@ from durablefuture_trio.history.events import (
 )
 from durablefuture_trio.ports.frames import Loaded
 from durablefuture_trio.sandbox._host import ReplayHost
-from simulator._behaviours import ACTIVITIES, RECIPES
-from simulator._desk import SIGNALS, UPDATES, Order
-from simulator._nodes import NOTHING
 from simulator.oracle import Outcome
 from simulator.programs import (
     DEFINITIONS,
@@ -62,6 +59,9 @@ from simulator.programs import (
     plan_of,
     smaller,
 )
+from simulator.programs.behaviours import ACTIVITIES, RECIPES
+from simulator.programs.desk import SIGNALS, UPDATES, Order
+from simulator.programs.nodes import NOTHING
 from tests._support.sandbox import CODE_HASH, START, Story
 
 SEEDS = range(150)

@@ -30,7 +30,7 @@ from durablefuture_trio.supervisor._caution import Caution
 from durablefuture_trio.supervisor._clock import ServerClock
 from durablefuture_trio.supervisor._ownership import Ownership
 from durablefuture_trio.supervisor._shard import Shard
-from simulator._fix import Fix, Patch, nothing, saying
+from simulator.fixes.switch import Fix, Patch, nothing, saying
 
 Function = Callable[..., Any]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simulator._fix import Focus
-from simulator._fix_focus import asked, both, disturbed, likelier
+from simulator.fixes.focus import asked, both, disturbed, likelier
+from simulator.fixes.switch import Focus
 from simulator.scenario import ClientPlan
 
 

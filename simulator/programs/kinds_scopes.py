@@ -9,9 +9,9 @@ import trio
 
 from durablefuture_trio.authoring import activity_options
 from durablefuture_trio.errors import ActivityError, ChildWorkflowError
-from simulator._behaviours import mix
-from simulator._kinds import ACTIVITY, SLOW
-from simulator._nodes import (
+from simulator.programs.behaviours import mix
+from simulator.programs.kinds import ACTIVITY, SLOW
+from simulator.programs.nodes import (
     CHILD,
     MOMENTS,
     NOTHING,

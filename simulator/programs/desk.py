@@ -14,7 +14,7 @@ import msgspec
 
 from durablefuture_trio.authoring import workflow
 from durablefuture_trio.errors import ApplicationError
-from simulator._behaviours import PLAIN, Behaviour, mix, work
+from simulator.programs.behaviours import PLAIN, Behaviour, mix, work
 
 SignalName = Literal["nudge", "errand", "parcel"]
 UpdateName = Literal["adjust", "late"]

@@ -7,8 +7,17 @@ from dataclasses import replace
 
 import trio
 
-from simulator._behaviours import mix
-from simulator._nodes import SHARED, Fate, Interpreter, Kind, Maker, Node, beside_each_other, one_after_the_other
+from simulator.programs.behaviours import mix
+from simulator.programs.nodes import (
+    SHARED,
+    Fate,
+    Interpreter,
+    Kind,
+    Maker,
+    Node,
+    beside_each_other,
+    one_after_the_other,
+)
 
 PATIENCE_S = 20.0
 """So long a part of a program waits for another that may never come."""

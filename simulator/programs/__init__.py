@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 from trio._core import _run as trio_run
@@ -20,16 +20,16 @@ from trio.testing import MockClock
 from durablefuture_trio import codec
 from durablefuture_trio.authoring import workflow
 from durablefuture_trio.history.events import Event, WorkflowCompleted, WorkflowFailed, WorkflowStarted
-from simulator._apart import run_apart
-from simulator._behaviours import AttemptPlan, Behaviour, plan_of, tally, work
-from simulator._desk import Carried, Desk, Order, Seen, adjust, errand, nudge, seen
-from simulator._kinds import ACTIVITY, APPLICATION, BASIC, SLOW
-from simulator._kinds_futures import FUTURES
-from simulator._kinds_messages import MESSAGES
-from simulator._kinds_scopes import SCOPES
-from simulator._kinds_talking import TALKING
-from simulator._kinds_workflows import WORKFLOWS
-from simulator._nodes import (
+from simulator.programs.apart import run_apart
+from simulator.programs.behaviours import AttemptPlan, Behaviour, plan_of, tally, work
+from simulator.programs.desk import Carried, Desk, Order, Seen, adjust, errand, nudge, seen
+from simulator.programs.kinds import ACTIVITY, APPLICATION, BASIC, SLOW
+from simulator.programs.kinds_futures import FUTURES
+from simulator.programs.kinds_messages import MESSAGES
+from simulator.programs.kinds_scopes import SCOPES
+from simulator.programs.kinds_talking import TALKING
+from simulator.programs.kinds_workflows import WORKFLOWS
+from simulator.programs.nodes import (
     CHAPTERS,
     CHILD,
     CONTINUED,
@@ -43,7 +43,9 @@ from simulator._nodes import (
     fate_of_program,
     words_of,
 )
-from simulator.oracle import Outcome
+
+if TYPE_CHECKING:  # the oracle knows programs, too
+    from simulator.oracle import Outcome
 
 __all__ = [
     "DEFINITIONS",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from simulator._desk import Seen
+from simulator.programs.desk import Seen
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from types import FrameType
 
-from simulator._fix import Fix, Patch, StaleSwitch
-from simulator._fix_cluster import CLUSTER_FIXES
-from simulator._fix_findings import FINDINGS
-from simulator._fix_runs import RUN_FIXES
+from simulator.fixes.cluster import CLUSTER_FIXES
+from simulator.fixes.findings import FINDINGS
+from simulator.fixes.runs import RUN_FIXES
+from simulator.fixes.switch import Fix, Patch, StaleSwitch
 from simulator.life import PATIENCE_S, Life
 from simulator.scenario import scenario_of
 from simulator.world import World
@@ -251,7 +251,3 @@ _WORDS = {
 def _words(fix: Fix) -> str:
     first = fix.caught_by.split("|")[0]
     return next(words for pattern, words in _WORDS.items() if first.startswith(pattern))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

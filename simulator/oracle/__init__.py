@@ -32,12 +32,12 @@ from durablefuture_trio.history.state import fold
 from durablefuture_trio.ports.broker import Stored
 from durablefuture_trio.ports.frames import Evict, Loaded, LoadRun, Queried, Query
 from durablefuture_trio.sandbox._host import ReplayHost
-from simulator._desk import Seen
-from simulator._oracle_chains import broken_chains, broken_families, broken_watches, unasked_cancels
-from simulator._oracle_messages import Signals, blind_queries, broken_signals, lost_messages
-from simulator._oracle_words import broken_updates, broken_words
-from simulator._runs import Run, Runs
-from simulator._told import CancelTold, EndTold, QueryTold, SignalTold, StartTold, TerminateTold, Told, UpdateTold
+from simulator.oracle.chains import broken_chains, broken_families, broken_watches, unasked_cancels
+from simulator.oracle.messages import Signals, blind_queries, broken_signals, lost_messages
+from simulator.oracle.runs import Run, Runs
+from simulator.oracle.told import CancelTold, EndTold, QueryTold, SignalTold, StartTold, TerminateTold, Told, UpdateTold
+from simulator.oracle.words import broken_updates, broken_words
+from simulator.programs.desk import Seen
 
 __all__ = [
     "CancelTold",

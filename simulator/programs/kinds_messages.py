@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import trio
 
 from durablefuture_trio.authoring import workflow
-from simulator._behaviours import mix
-from simulator._desk import parcel
-from simulator._nodes import Fate, Interpreter, Kind, Maker, Node
+from simulator.programs.behaviours import mix
+from simulator.programs.desk import parcel
+from simulator.programs.nodes import Fate, Interpreter, Kind, Maker, Node
 
 
 class _Awaited(Kind):

@@ -23,7 +23,7 @@ from durablefuture_trio.history.events import (
     WorkflowTerminated,
     WorkflowTimedOut,
 )
-from simulator._runs import Run, Runs
+from simulator.oracle.runs import Run, Runs
 
 RELEASE_S = 300.0
 """Longer than it takes, whatever goes wrong, until the open children of a run that has ended are told so."""

@@ -13,8 +13,8 @@ from durablefuture_trio.history.events import (
     UpdateCompleted,
     WorkflowTerminated,
 )
-from simulator._runs import Run, Runs
-from simulator._told import CancelTold, EndTold, StartTold, TerminateTold, Told, UpdateTold
+from simulator.oracle.runs import Run, Runs
+from simulator.oracle.told import CancelTold, EndTold, StartTold, TerminateTold, Told, UpdateTold
 
 
 def broken_words(runs: Runs, told: Sequence[Told]) -> Iterator[str]:

@@ -10,9 +10,9 @@ import msgspec
 
 from durablefuture_trio.authoring import DurableFuture, as_completed, durable_map, first, gather, outcomes
 from durablefuture_trio.errors import DurableFutureError
-from simulator._behaviours import PLAIN, Behaviour, mix, work
-from simulator._kinds import ACTIVITY, Call
-from simulator._nodes import NOTHING, Fate, Interpreter, Kind, Maker, Node, one_after_the_other, words_of
+from simulator.programs.behaviours import PLAIN, Behaviour, mix, work
+from simulator.programs.kinds import ACTIVITY, Call
+from simulator.programs.nodes import NOTHING, Fate, Interpreter, Kind, Maker, Node, one_after_the_other, words_of
 
 
 class Later(Kind):

@@ -9,8 +9,8 @@ import trio
 
 from durablefuture_trio.authoring import workflow
 from durablefuture_trio.errors import ApplicationError
-from simulator._behaviours import PLAIN, mix, tally, work
-from simulator._nodes import Fate, Interpreter, Kind, Maker, Node, beside_each_other, one_after_the_other
+from simulator.programs.behaviours import PLAIN, mix, tally, work
+from simulator.programs.nodes import Fate, Interpreter, Kind, Maker, Node, beside_each_other, one_after_the_other
 
 ACTIVITY = "activity"
 APPLICATION = "application"

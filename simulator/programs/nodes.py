@@ -17,8 +17,8 @@ import trio
 
 from durablefuture_trio.authoring import workflow
 from durablefuture_trio.errors import ActivityError, ChildWorkflowError
-from simulator._behaviours import PLAIN, Behaviour, make_behaviour
-from simulator._desk import Carried, Desk
+from simulator.programs.behaviours import PLAIN, Behaviour, make_behaviour
+from simulator.programs.desk import Carried, Desk
 
 if TYPE_CHECKING:
     from durablefuture_trio.authoring import WorkflowDefinition

@@ -21,9 +21,9 @@ from durablefuture_trio.errors import ActivityError, ApplicationError, ChildWork
 from durablefuture_trio.history.events import FailureReason
 from durablefuture_trio.history.options import ActivityOptionsRecord
 from durablefuture_trio.sandbox._endings import as_failure, continuation_in, only_cancelled
-from simulator._behaviours import ACTIVITIES, AttemptPlan, plan_of
-from simulator._desk import Carried, Desk
-from simulator._nodes import Interpreter, Node
+from simulator.programs.behaviours import ACTIVITIES, AttemptPlan, plan_of
+from simulator.programs.desk import Carried, Desk
+from simulator.programs.nodes import Interpreter, Node
 
 MakeInterpreter = Callable[[Desk], Interpreter]
 

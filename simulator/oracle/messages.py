@@ -14,10 +14,10 @@ from durablefuture_trio.history.events import (
     SignalReceived,
     WorkflowCompleted,
 )
-from simulator._desk import Carried, Seen
-from simulator._nodes import Node
-from simulator._runs import Run, Runs
-from simulator._told import QueryTold, SignalTold, Told
+from simulator.oracle.runs import Run, Runs
+from simulator.oracle.told import QueryTold, SignalTold, Told
+from simulator.programs.desk import Carried, Seen
+from simulator.programs.nodes import Node
 
 
 class Signals:

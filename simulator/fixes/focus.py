@@ -6,7 +6,7 @@ from random import Random
 
 import msgspec
 
-from simulator._fix import Focus
+from simulator.fixes.switch import Focus
 from simulator.scenario import ClientPlan, Disturbance, Kind, Scenario
 
 

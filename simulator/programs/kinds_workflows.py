@@ -12,11 +12,11 @@ import trio
 
 from durablefuture_trio.authoring import ChildWorkflow, workflow
 from durablefuture_trio.errors import ChildWorkflowError, WorkflowError, WorkflowNotFoundError
-from simulator._behaviours import mix
-from simulator._desk import SIGNALS
-from simulator._kinds import ACTIVITY, APPLICATION
-from simulator._kinds_futures import after_the_other
-from simulator._nodes import (
+from simulator.programs.behaviours import mix
+from simulator.programs.desk import SIGNALS
+from simulator.programs.kinds import ACTIVITY, APPLICATION
+from simulator.programs.kinds_futures import after_the_other
+from simulator.programs.nodes import (
     CHILD,
     CONTINUED,
     NOTHING,

@@ -21,7 +21,7 @@ from durablefuture_trio.engine.settling import Settling
 from durablefuture_trio.history.events import WorkflowStarted
 from durablefuture_trio.history.state import ActivityPhase, RunState
 from durablefuture_trio.sandbox._host import ReplayHost
-from simulator._fix import Fix, Patch, Replacement, nothing, saying
+from simulator.fixes.switch import Fix, Patch, Replacement, nothing, saying
 
 Function = Callable[..., Any]
 
