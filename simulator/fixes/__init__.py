@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
