@@ -184,12 +184,13 @@ class RunInputs(RunDrafting):
     def _take_unreachable(self, item: Unreachable, now: float) -> bool:
         """No input of the draft: should that be lost, it is to be sent again."""
         state = self.state
-        if state is None or state.terminal is not None or item.call not in state.externals:
-            self._inputs.popleft()
-            return True
-        if not self._sandbox_ready(state, now):
+        is_awaited = state is not None and state.terminal is None and item.call in state.externals
+        if is_awaited and not self._sandbox_ready(self._running_state(), now):
             return False
         self._inputs.popleft()
+        self._mail.stored(item.key)
+        if state is None or not is_awaited:
+            return True
         self._stimulate(decide_unreachable(state, item.call, item.workflow_id, self._time(state, now)), now)
         return True
 

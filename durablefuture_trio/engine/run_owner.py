@@ -186,11 +186,9 @@ class RunOwner(RunInputs):
 
     def unreachable(self, send: out.Send, call: int, now: float) -> None:
         """A message of this call was not sent: the workflow it is for has no history."""
-        if not self._mail.awaits(send):
-            return
-        self._mail.stored(send.key)
-        self._inputs.append(Unreachable(call, send.letter.workflow_id))
-        self._advance(now)
+        if self._mail.awaits(send):
+            self._inputs.append(Unreachable(send.key, call, send.letter.workflow_id))
+            self._advance(now)
 
     def _has_settled_its_debts(self) -> bool:
         state = self.state

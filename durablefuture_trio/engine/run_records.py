@@ -70,8 +70,9 @@ class LocalOutcome(msgspec.Struct, frozen=True):
 
 class Unreachable(msgspec.Struct, frozen=True):
     """The workflow that a call sends something to has no history, and nothing was sent. Forgotten when the history is
-    read again: then it is to be sent again."""
+    read again: then it is to be sent again. Until then `key`, the message's, is not sent again."""
 
+    key: str
     call: int
     workflow_id: str
 
