@@ -38,6 +38,8 @@ from simulator.world import SimulatedProcess, World
 AGAIN_S = 1.0
 BETWEEN_QUERIES_S = 1.0
 NO_ROOM = "no room"
+TRIES = 8
+"""So often those who want to talk to a workflow look whether it is there."""
 
 
 class ClientProcess:
@@ -157,19 +159,25 @@ class ClientProcess:
 
     async def _talk(self, client: Client) -> None:
         handle = client.handle(self._id)
-        # A request to a workflow id without any run is never sent.
-        with suppress(WorkflowNotFoundError):
-            for number in range(min(self._plan.count, 2) if self._plan.action == "cancel" else self._plan.count):
-                match self._plan.action:
-                    case "signal":
-                        await self._signal(handle, f"{self._request_id}-{number}")
-                    case "update":
-                        await self._update(handle, f"{self._request_id}-{number}")
-                    case "query":
-                        await self._query(handle)
-                        await trio.sleep(BETWEEN_QUERIES_S)
-                    case _:
-                        await self._cancel(client, handle, is_first=number == 0)
+        for _ in range(TRIES):
+            # A request to a workflow id without any run is never sent.
+            with suppress(WorkflowNotFoundError):
+                await self._talk_to(client, handle)
+                return
+            await trio.sleep(AGAIN_S)
+
+    async def _talk_to(self, client: Client, handle: WorkflowHandle[Any]) -> None:
+        for number in range(min(self._plan.count, 2) if self._plan.action == "cancel" else self._plan.count):
+            match self._plan.action:
+                case "signal":
+                    await self._signal(handle, f"{self._request_id}-{number}")
+                case "update":
+                    await self._update(handle, f"{self._request_id}-{number}")
+                case "query":
+                    await self._query(handle)
+                    await trio.sleep(BETWEEN_QUERIES_S)
+                case _:
+                    await self._cancel(client, handle, is_first=number == 0)
 
     async def _signal(self, handle: WorkflowHandle[Any], tag: str) -> None:
         try:

@@ -227,7 +227,7 @@ def _talker(rng: Random, workflow: int, first: float) -> ClientPlan:
         what = rng.choice(("nudge", "nudge", "errand", "parcel"))
     elif action == "update":
         what = rng.choice(("adjust", "adjust", "late"))
-    delay = rng.choice((0.0, rng.uniform(0, 0.5), rng.uniform(0, 5), rng.uniform(0, 30)))
+    delay = rng.choice((0.0, 0.0, rng.uniform(0, 0.2), rng.uniform(0, 1), rng.uniform(0, 5), rng.uniform(0, 30)))
     return ClientPlan(
         at=first,
         workflow=workflow,
