@@ -183,15 +183,20 @@ class RunInputs(RunDrafting):
 
     def _take_unreachable(self, item: Unreachable, now: float) -> bool:
         """No input of the draft: should that be lost, it is to be sent again."""
-        state = self.state
-        is_awaited = state is not None and state.terminal is None and item.call in state.externals
+        state, call = self.state, item.caller.call
+        is_awaited = (
+            state is not None
+            and state.terminal is None
+            and state.run_id == item.caller.run_id
+            and call in state.externals
+        )
         if is_awaited and not self._sandbox_ready(self._running_state(), now):
             return False
         self._inputs.popleft()
         self._mail.stored(item.key)
         if state is None or not is_awaited:
             return True
-        self._stimulate(decide_unreachable(state, item.call, item.workflow_id, self._time(state, now)), now)
+        self._stimulate(decide_unreachable(state, call, item.workflow_id, self._time(state, now)), now)
         return True
 
     def _take_message(self, message: Inbound, now: float, *, answer: str = "applied") -> bool:

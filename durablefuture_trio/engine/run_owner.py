@@ -45,9 +45,7 @@ from durablefuture_trio.engine.run_records import (
     Waiting,
 )
 from durablefuture_trio.engine.settling import earliest
-from durablefuture_trio.history.events import (
-    HistoryLimitExceeded,
-)
+from durablefuture_trio.history.events import CallerRecord, HistoryLimitExceeded
 from durablefuture_trio.history.state import (
     HISTORY_LIMIT_EVENTS,
     RunState,
@@ -184,10 +182,10 @@ class RunOwner(RunInputs):
         """Whether this message is still to be stored."""
         return self._mail.awaits(send)
 
-    def unreachable(self, send: out.Send, call: int, now: float) -> None:
+    def unreachable(self, send: out.Send, caller: CallerRecord, now: float) -> None:
         """A message of this call was not sent: the workflow it is for has no history."""
         if self._mail.awaits(send):
-            self._inputs.append(Unreachable(send.key, call, send.letter.workflow_id))
+            self._inputs.append(Unreachable(send.key, caller, send.letter.workflow_id))
             self._advance(now)
 
     def _has_settled_its_debts(self) -> bool:

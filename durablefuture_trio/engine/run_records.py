@@ -10,6 +10,7 @@ import msgspec
 from durablefuture_trio.engine.attempts import (
     AttemptOutcome,
 )
+from durablefuture_trio.history.events import CallerRecord
 
 SLOW_START_S = 0.05
 """A WorkflowStarted whose first activation takes longer is committed without it, so that the client gets its answer."""
@@ -73,7 +74,7 @@ class Unreachable(msgspec.Struct, frozen=True):
     read again: then it is to be sent again. Until then `key`, the message's, is not sent again."""
 
     key: str
-    call: int
+    caller: CallerRecord
     workflow_id: str
 
 

@@ -302,20 +302,20 @@ class Errands:
 
     def _do_send(self, owner: RunOwner, output: out.Send) -> None:
         match output.letter:
-            case SignalRequest(sender=CallerRecord(call=call)) | CancelRequest(sender=CallerRecord(call=call)):
+            case SignalRequest(sender=CallerRecord() as caller) | CancelRequest(sender=CallerRecord() as caller):
                 # A copy of it could be refused before the first run of the id, and applied after.
-                self._spawn(self._send_to_known, owner, output, call)
+                self._spawn(self._send_to_known, owner, output, caller)
             case _:
                 self._post(owner, output)
 
-    async def _send_to_known(self, owner: RunOwner, output: out.Send, call: int) -> None:
+    async def _send_to_known(self, owner: RunOwner, output: out.Send, caller: CallerRecord) -> None:
         has_history = await self._leaders_tip_n(output.letter.workflow_id) != 0
         if self._is_abandoned or self._owners.get(owner.workflow_id) is not owner or not owner.awaits(output):
             return
         if has_history:
             self._post(owner, output)
         else:
-            self._later(owner, lambda: owner.unreachable(output, call, self._clock.now()))
+            self._later(owner, lambda: owner.unreachable(output, caller, self._clock.now()))
 
     def _post(self, owner: RunOwner, output: out.Send) -> None:
         letter = output.letter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from durablefuture_trio.engine import outputs as out
 from durablefuture_trio.engine.commands import RequestExternal
+from durablefuture_trio.engine.requests import SignalRequest
 from durablefuture_trio.history.events import ExternalResolved
 from tests._support.owner import Driver, complete, schedule
 
@@ -15,7 +16,9 @@ def asking() -> tuple[Driver, out.Send]:
 
 
 def unreachable(driver: Driver, send: out.Send) -> None:
-    driver.owner.unreachable(send, 2, driver.now)
+    assert isinstance(send.letter, SignalRequest)
+    assert send.letter.sender is not None
+    driver.owner.unreachable(send, send.letter.sender, driver.now)
     driver._pump()
 
 
@@ -54,3 +57,17 @@ def test_a_run_that_has_ended_is_told_nothing() -> None:
     driver.activated(complete())
     unreachable(driver, send)
     assert driver.history.kinds[-1] == "WorkflowCompleted"
+
+
+def test_the_next_run_of_the_id_is_not_told_what_the_one_before_had_asked() -> None:
+    driver, send = asking()
+    driver.held.add(out.Publish)
+    driver.start(request="again", conflict="terminate_existing")
+    driver.activated(schedule(1), RequestExternal(call=2, kind="signal", workflow_id="other", name="go"))
+    unreachable(driver, send)  # while the commit is under way in which the next run begins
+    driver.held.clear()
+    driver.answer(out.Publish)
+    again = driver.pop(out.Send)
+    assert again.key != send.key
+    assert driver.owner.awaits(again)
+    assert "ExternalResolved" not in driver.history.kinds
