@@ -186,9 +186,10 @@ async def test_a_namespace_that_nobody_has_set_up_is_told_after_a_while(
 
 
 async def start_for_ever(client: Client, handles: list[WorkflowHandle[int]]) -> None:
-    """Each of these leaves 300 KB in the store."""
+    """Each of these leaves 300 KB in the store. One that is stored while its commit finds no room waits for that."""
     while True:
-        handles.append(await client.start(app.large_result_of_activity, 300_000))
+        with trio.move_on_after(2.0):
+            handles.append(await client.start(app.large_result_of_activity, 300_000))
 
 
 async def test_while_the_store_is_full_nothing_is_acknowledged_and_afterwards_everything_completes(
