@@ -182,6 +182,17 @@ class RunOwner(RunInputs):
         """Whether this message is still to be stored."""
         return self._mail.awaits(send)
 
+    @property
+    def tip_n(self) -> int:
+        """The last commit that is known here."""
+        return self._tip_n
+
+    def told_of_tip(self, tip_n: int, now: float) -> None:
+        """The leader's word of the last commit: is it not known here, the history is read again."""
+        if self._flight is None and tip_n > self._tip_n and self.knowledge is Knowledge.KNOWN:
+            self._forget()
+            self._advance(now)
+
     def unreachable(self, send: out.Send, caller: CallerRecord, now: float) -> None:
         """A message of this call was not sent: the workflow it is for has no history."""
         if self._mail.awaits(send):

@@ -46,6 +46,7 @@ CONCURRENT_LOADS = 32
 LARGE_HINT_BYTES = 64 * 1024
 LIST_AFTER_S = 0.002
 MARK_ATTEMPTS = 10
+UNDER_WAY_S = 0.05
 
 
 class Errands:
@@ -310,12 +311,23 @@ class Errands:
 
     async def _send_to_known(self, owner: RunOwner, output: out.Send, caller: CallerRecord) -> None:
         has_history = await self._leaders_tip_n(output.letter.workflow_id) != 0
-        if self._is_abandoned or self._owners.get(owner.workflow_id) is not owner or not owner.awaits(output):
+        if not await self._is_current(owner, output):
             return
         if has_history:
             self._post(owner, output)
         else:
             self._later(owner, lambda: owner.unreachable(output, caller, self._clock.now()))
+
+    async def _is_current(self, owner: RunOwner, output: out.Send) -> bool:
+        """Whether a message is still to be sent, by the history as the leader has it."""
+        while True:
+            tip_n = await self._leaders_tip_n(owner.workflow_id) or 0
+            if self._is_abandoned or self._owners.get(owner.workflow_id) is not owner or not owner.awaits(output):
+                return False
+            if tip_n <= owner.tip_n:
+                return True
+            self._later(owner, partial(owner.told_of_tip, tip_n, self._clock.now()))
+            await trio.sleep(UNDER_WAY_S)  # it may be this owner's own commit
 
     def _post(self, owner: RunOwner, output: out.Send) -> None:
         letter = output.letter

@@ -71,3 +71,22 @@ def test_the_next_run_of_the_id_is_not_told_what_the_one_before_had_asked() -> N
     assert again.key != send.key
     assert driver.owner.awaits(again)
     assert not driver.asks(out.Activate)
+
+
+def test_an_owner_that_does_not_know_the_last_commit_reads_the_history_again_before_it_sends() -> None:
+    driver, send = asking()
+    driver.owner.told_of_tip(driver.owner.tip_n, driver.now)
+    assert driver.owner.awaits(send)
+    driver.owner.told_of_tip(driver.owner.tip_n + 1, driver.now)
+    driver._pump()
+    assert not driver.owner.awaits(send)
+    assert driver.owner.awaits(driver.pop(out.Send))
+
+
+def test_the_commit_that_is_under_way_is_known() -> None:
+    driver, send = asking()
+    driver.held.add(out.Publish)
+    driver.succeeded(1)
+    driver.activated(schedule(3))
+    driver.owner.told_of_tip(driver.owner.tip_n + 1, driver.now)
+    assert driver.owner.awaits(send)
