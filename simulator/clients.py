@@ -190,7 +190,7 @@ class ClientProcess:
             await self._query(handle)
 
     async def _update(self, handle: WorkflowHandle[Any], update_id: str) -> None:
-        tell = partial(UpdateTold, self._id, update_id)
+        tell = partial(UpdateTold, self._id, update_id, alone=not self._plan.again)
         order = Order(update_id, self._plan.way, PLAIN if self._plan.count > 1 else None)
         try:
             value = await handle.update(UPDATES[self._plan.what], order, update_id=update_id)

@@ -69,6 +69,8 @@ class UpdateTold:
         how: ``completed`` with `value`; ``failed``: the handler raised, or the run ended; ``rejected`` by the
             validator; ``refused``: not delivered.
         wanted: what `value` has to be.
+        alone: nobody else has asked for it. One that is rejected leaves no trace, and may be accepted of somebody else
+            by a run that has no handler yet.
     """
 
     workflow_id: str
@@ -76,6 +78,7 @@ class UpdateTold:
     how: Literal["completed", "failed", "rejected", "refused"]
     value: int | None = None
     wanted: int | None = None
+    alone: bool = True
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def _update(word: UpdateTold, accepted: list[Run], completed: list[UpdateComplet
             if done is not None and (done.failure is None or rejected) and len(accepted) < 2:
                 yield f"{who}: a client was told that it failed, the history says {done}"
         case "rejected":
-            if accepted and not rejected:
+            if accepted and not rejected and word.alone:
                 yield f"{who}: a client was told that it was rejected, and it was accepted"
         case "refused":
             pass
